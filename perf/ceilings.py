@@ -1,0 +1,167 @@
+"""What shared memory can do at best: two cache lines, a bare ring and memcpy, in jitted code.
+
+    lines   one word on each of two cache lines; a round trip is one store and one wait on each
+            side, and the whole loop is machine code: no Python program can be faster.
+    ring    one byte ring each way, a Python loop around one jitted call a message; no socket, no
+            sleep, no checks, no `bytes` made: what is left between this and shmstack is ours.
+    memcpy  each byte copied into a ring-sized buffer and out again, by one process.
+
+The kernels are this file's own, so that shmstack is measured against something it cannot break.
+They spin without PAUSE (on some virtual machines a PAUSE takes more than a cache miss) and for
+ever: the worker's SIGALRM ends them.
+
+A direction of the ring is a pair of positions that only grow, each on its own pair of cache
+lines, and a power of two of bytes.  SYNC tail: the bytes before tail are visible before tail is.
+SYNC head: the bytes before head were read before head passes them.
+
+    0 tail | 8 producer's view of head | 128 head | 136 consumer's view of tail | 4096 data ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+TAIL, HEAD_SEEN, HEAD, TAIL_SEEN, DATA = 0, 8, 128, 136, 4096
+CAPACITY = 1 << 20
+MASK = CAPACITY - 1
+RING_BYTES = DATA + CAPACITY
+CLOCK_MONOTONIC = 1
+TIMED_TOGETHER = 10  # round trips between two looks at the clock, which costs 20-40 ns itself
+
+_memcpy = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
+_clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
+
+
+def _access(ordering: str | None, store: bool) -> Any:
+    # An intrinsic for one aligned 64-bit word at an address; `ordering` None is a plain access.
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        word = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        if store:
+            if ordering:
+                builder.store_atomic(args[1], word, ordering, 8)
+            else:
+                builder.store(args[1], word)
+            return args[1]
+        return builder.load_atomic(word, ordering, 8) if ordering else builder.load(word)
+
+    return codegen
+
+
+@intrinsic
+def load_acquire(_typing: Any, address: Any) -> Any:
+    """Load the word at `address`, before everything after it."""
+    return types.int64(types.int64), _access("acquire", store=False)
+
+
+@intrinsic
+def store_release(_typing: Any, address: Any, value: Any) -> Any:
+    """Store `value` at `address`, after everything before it."""
+    return types.int64(types.int64, types.int64), _access("release", store=True)
+
+
+@intrinsic
+def load(_typing: Any, address: Any) -> Any:
+    """Load a word that only this side writes."""
+    return types.int64(types.int64), _access(None, store=False)
+
+
+@intrinsic
+def store(_typing: Any, address: Any, value: Any) -> Any:
+    """Store a word that only this side reads."""
+    return types.int64(types.int64, types.int64), _access(None, store=True)
+
+
+@njit("int64(int64)", cache=True)
+def now_ns(scratch: int) -> int:
+    """Read CLOCK_MONOTONIC in ns through 16 bytes of `scratch`."""
+    _clock_gettime(types.int32(CLOCK_MONOTONIC), scratch)
+    return load(scratch) * 1_000_000_000 + load(scratch + 8)
+
+
+@njit("int64(int64, int64, int64, int64)", cache=True)
+def lines_ask(base: int, first: int, batches: int, out: int) -> int:
+    """Make `batches` x TIMED_TOGETHER round trips; write the mean ns of each batch to `out`."""
+    turn = first
+    scratch = out + batches * 8
+    began = now_ns(scratch)
+    for batch in range(batches):
+        for _ in range(TIMED_TOGETHER):
+            turn += 1
+            store_release(base, turn)
+            while load_acquire(base + 128) != turn:
+                pass
+        ended = now_ns(scratch)
+        store(out + batch * 8, (ended - began) // TIMED_TOGETHER)
+        began = ended
+    return turn
+
+
+@njit("int64(int64, int64, int64)", cache=True)
+def lines_echo(base: int, first: int, count: int) -> int:
+    """Answer `count` round trips of `lines_ask`."""
+    turn = first
+    for _ in range(count):
+        turn += 1
+        while load_acquire(base) != turn:
+            pass
+        store_release(base + 128, turn)
+    return turn
+
+
+@njit("int64(int64, int64, int64)", cache=True)
+def push(ring: int, source: int, size: int) -> int:
+    """Wait for room and copy `size` bytes (at most CAPACITY) from `source` into the ring."""
+    tail = load(ring + TAIL)
+    if tail + size - load(ring + HEAD_SEEN) > CAPACITY:
+        head = load_acquire(ring + HEAD)  # SYNC head
+        while tail + size - head > CAPACITY:
+            head = load_acquire(ring + HEAD)  # SYNC head
+        store(ring + HEAD_SEEN, head)
+    start = tail & MASK
+    first = min(size, CAPACITY - start)
+    _memcpy(ring + DATA + start, source, first)
+    if first < size:
+        _memcpy(ring + DATA, source + first, size - first)
+    store_release(ring + TAIL, tail + size)  # SYNC tail
+    return size
+
+
+@njit("int64(int64, int64, int64, int64)", cache=True)
+def pop(ring: int, target: int, least: int, most: int) -> int:
+    """Wait for `least` bytes, copy up to `most` to `target`; return how many."""
+    head = load(ring + HEAD)
+    tail = load(ring + TAIL_SEEN)
+    if tail - head < least:
+        while tail - head < least:
+            tail = load_acquire(ring + TAIL)  # SYNC tail
+        store(ring + TAIL_SEEN, tail)
+    size = min(tail - head, most)
+    start = head & MASK
+    first = min(size, CAPACITY - start)
+    _memcpy(target, ring + DATA + start, first)
+    if first < size:
+        _memcpy(target + first, ring + DATA, size - first)
+    store_release(ring + HEAD, head + size)  # SYNC head
+    return size
+
+
+@njit("int64(int64, int64, int64, int64, int64)", cache=True)
+def copy_twice(ring: int, source: int, target: int, size: int, count: int) -> int:
+    """Copy `size` bytes into the ring's data and out again, `count` times, moving along it."""
+    start = 0
+    for _ in range(count):
+        if start + size > CAPACITY:
+            start = 0
+        _memcpy(ring + DATA + start, source, size)
+        _memcpy(target, ring + DATA + start, size)
+        start += size
+    return count
+
+
+def entry(kernel: Any) -> Any:
+    """Return the compiled function itself: a fifth of the dispatcher's cost a call."""
+    return kernel.overloads[kernel.signatures[0]].entry_point

@@ -1,4 +1,6 @@
 """How shmstack is installed; tool settings are in pyproject.toml."""
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 PERF = ["rich", "hdrhistogram", "psutil", "matplotlib"]
@@ -11,7 +13,7 @@ setup(
     name="shmstack",
     version="0.1.0",
     description="Accelerated TCP loopback for unchanged Python programs: bytes move through shared memory",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],

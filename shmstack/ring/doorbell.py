@@ -1,0 +1,91 @@
+"""Who sleeps where: the word by which a receiver says where it will look next, and how it is woken there.
+
+`direction.bell`, written by the receiver:
+
+    RING     it reads the ring, or will when it next looks: nobody needs waking
+    FUTEX    it sleeps on this very word
+    KERNEL   it looks at the lifeline only (asleep in poll, or some foreign code has the descriptor): send there
+    WAITER+w its poller number w looks after it: set the endpoint's bit; if the poller sleeps, send there
+
+So a message to a receiver that sleeps in the kernel *is* its own wake-up call: it travels in the kernel lane.
+No byte of ours ever stands in the lifeline, and any poller sees the truth there.
+
+Theory.  A sleeper says so, then looks once more, and only then sleeps; the other side publishes, then looks
+whether somebody sleeps (Dekker).  Both need a full fence between their store and their load.  The fence of the
+busy side would wait for its store to reach a line that the other core is reading, 60 to 100 ns a message;
+instead the sleeper pays for both by membarrier(2), 0.5 us next to a sleep of 30, and the sender's fast path has
+no fence at all.  Where the kernel refuses membarrier (seccomp), `BARRIER` in the static words is 0 and sleeps are
+cut to a millisecond.
+
+# SYNC asleep: (bell := FUTEX; membarrier; look) against (tail; look at bell)
+# SYNC stalled: (stalled := 1; membarrier; look at head) against (head; look at stalled)
+
+Spinning comes first, without PAUSE for as long as an answer from the other core usually takes.
+"""
+from __future__ import annotations
+
+from numba import types
+
+from shmstack._jit import cas, extern, kernel, load, scratch, static_words, store
+
+RING, FUTEX, KERNEL, WAITER = 0, 1, 2, 16
+
+BARRIER = 8 * 1                      # static word: 1 if membarrier works in this process
+
+_syscall = extern("syscall", types.int64, types.int64, types.int64, types.int64, types.int64, types.int64,
+                  types.int64, types.int64)
+_clock = extern("clock_gettime", types.int32, types.int32, types.int64)
+
+FUTEX_NUMBER = 8 * 2                 # static words: system call numbers of this machine
+MEMBARRIER_NUMBER = 8 * 3
+_GLOBAL_EXPEDITED, _REGISTER = 2, 4
+_WAIT, _WAKE, _ALL = 0, 1, 0x7FFFFFFF
+SHORT_SLEEP_NS = 1_000_000
+
+
+@kernel
+def now_ns():
+    """Return CLOCK_MONOTONIC in ns."""
+    time = scratch()
+    _clock(1, time)
+    return load(time) * 1_000_000_000 + load(time + 8)
+
+
+@kernel
+def barrier():
+    """Order every store before against every load after, in all processes that use a stack (SYNC asleep)."""
+    return _syscall(load(static_words() + MEMBARRIER_NUMBER), _GLOBAL_EXPEDITED, 0, 0, 0, 0, 0)
+
+
+@kernel
+def register_barrier():
+    """Make this process a target of `barrier`; return 1 if the kernel can."""
+    done = _syscall(load(static_words() + MEMBARRIER_NUMBER), _REGISTER, 0, 0, 0, 0, 0)
+    store(static_words() + BARRIER, 1 if done == 0 else 0)
+    return 1 if done == 0 else 0
+
+
+@kernel
+def sleep(word, value, limit_ns):
+    """Sleep while the 32-bit word is `value`, at most `limit_ns`; return at a wake-up, a signal or the limit."""
+    if load(static_words() + BARRIER) == 0 and limit_ns > SHORT_SLEEP_NS:
+        limit_ns = SHORT_SLEEP_NS
+    time = scratch()
+    store(time, limit_ns // 1_000_000_000)
+    store(time + 8, limit_ns % 1_000_000_000)
+    return _syscall(load(static_words() + FUTEX_NUMBER), word, _WAIT, value, time, 0, 0)
+
+
+@kernel
+def wake(word):
+    """Wake all that sleep on the word."""
+    return _syscall(load(static_words() + FUTEX_NUMBER), word, _WAKE, _ALL, 0, 0, 0)
+
+
+@kernel
+def ring_bell(word, asleep, awake):
+    """If the word says that somebody sleeps (`asleep`), change it to `awake` and wake them; return 1 if so."""
+    if cas(word, asleep, awake) != asleep:
+        return 0
+    wake(word)
+    return 1

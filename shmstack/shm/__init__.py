@@ -1,0 +1,1 @@
+"""Shared memory: the layout, named segments, and which processes use them."""

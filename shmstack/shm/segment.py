@@ -1,0 +1,293 @@
+"""A segment: one named POSIX shared-memory object, mapped whole, that lives as long as a process uses it.
+
+Guarantee: an object goes away with its last user, also when that user is killed; two processes that create the
+same name at the same moment both get the same object; nobody maps an object that is half made or of another
+layout; access is what the kernel grants on the object, nothing else.
+
+Theory.  A user holds an open-file-description lock on one byte of the object, far behind its end: the byte of its
+slot in the process table.  The kernel drops it with the process, whatever happens, in any pid namespace, so "who
+lives" is asked by F_OFD_GETLK and never by a pid.  Making, joining and removing an object take turns by flock on the
+object itself; whoever got the turn looks whether the name still means that object, and starts again if not.
+
+Rejected: reference counts (a killed process keeps its count), pids (reused, and other namespaces have others), a
+lock file for turns (in a directory for all users it would have to be writable by all).
+"""
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import time
+from typing import Iterator
+
+from shmstack import _native, errors
+from shmstack.shm.layout import DIGEST, HEADER, MAGIC, PROCESSES_MAX, VERSION
+
+DIRECTORY = "/dev/shm"
+PREFIX = "shmstack.s."
+_LOCKS = 1 << 40                      # lock byte of process slot 0
+_FLOCK = "hhqqi4x"                    # struct flock of 64-bit Linux
+_OFD_GETLK, _OFD_SETLK = 36, 37
+_TURN_SECONDS = 5.0
+
+
+def _shm_open(name: str, flags: int, mode: int) -> int:
+    try:
+        import posix_ipc
+    except ImportError:               # installed without dependencies: the interpreter has the same two calls
+        import _posixshmem
+        return _posixshmem.shm_open("/" + name, flags | os.O_CLOEXEC, mode)
+    try:
+        fd: int = posix_ipc.SharedMemory("/" + name, flags, mode).fd
+    except posix_ipc.ExistentialError as error:
+        code = errno.EEXIST if flags & os.O_EXCL else errno.ENOENT
+        raise OSError(code, os.strerror(code), name) from error
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from error
+    os.set_inheritable(fd, False)
+    return fd
+
+
+def _lock(fd: int, slot: int, kind: int, count: int = 1, command: int = _OFD_SETLK) -> int:
+    """Lock, unlock or test `count` slots from `slot`; return the kind of a lock in the way (a test), else `kind`."""
+    request = struct.pack(_FLOCK, kind, os.SEEK_SET, _LOCKS + slot, count, 0)
+    answer: int = struct.unpack(_FLOCK, fcntl.fcntl(fd, command, request))[0]
+    return answer
+
+
+class Segment:
+    """One process' view of one object: descriptor, address, and the process slot that it holds.
+
+    Attributes
+    ----------
+    name : str
+        Object name behind the prefix.
+    fd, base, size : int
+        Descriptor, address and bytes of the mapping.
+    slot : int
+        This process' slot in the process table; -1 while it only looks.
+    """
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name, self.fd, self.slot = name, fd, -1
+        self.size = os.fstat(fd).st_size
+        self.base = _native.call.map(fd, self.size)
+        if self.base < 0:
+            raise OSError(-self.base, os.strerror(-self.base), name)
+
+    # ---- making and joining
+
+    @classmethod
+    def create(cls, name: str, header: dict[str, int | bytes], share_with: int = 0) -> Segment:
+        """Make the object and join it; FileExistsError if the name is taken.
+
+        Parameters
+        ----------
+        header : values of HEADER's fields; `size` is the object's size in bytes
+        share_with : 0 nobody else, -1 everybody, or a uid that may open the object too
+        """
+        native = _native.load()
+        fd = _shm_open(PREFIX + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.ftruncate(fd, int(header["size"]))
+            _need(native.back(fd, 0, int(header["pairs_at"])), name)
+            self = cls(name, fd)
+            self._take_slot()
+            at = HEADER.at
+            for field, value in header.items():
+                if isinstance(value, bytes):
+                    native.write(self.base + getattr(at, field), value)
+                else:
+                    native.store(self.base + getattr(at, field), value)
+            for field, number in (("magic", MAGIC), ("version", VERSION), ("digest", DIGEST)):
+                native.store(self.base + getattr(at, field), number)
+            grant(fd, share_with)
+            native.store(self.base + at.ready, 1)                                # SYNC ready
+        except BaseException:
+            os.unlink(f"{DIRECTORY}/{PREFIX}{name}")
+            os.close(fd)
+            raise
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        return self
+
+    @classmethod
+    def attach(cls, name: str, owners: tuple[int, ...] = ()) -> Segment:
+        """Join an existing object; raise StackNotFound, StackDenied or LayoutMismatch.
+
+        Parameters
+        ----------
+        owners : uids that may own it besides ourselves and root
+        """
+        end = time.monotonic() + _TURN_SECONDS
+        while True:
+            fd = _open(name)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                status = os.fstat(fd)
+                if status.st_nlink == 0:
+                    raise errors.StackNotFound(f"stack {name!r}", "it has just ended")
+                if status.st_uid not in (os.geteuid(), 0, *owners):
+                    raise errors.StackDenied(f"stack {name!r} of uid {os.geteuid()}", f"uid {status.st_uid}")
+                if in_use(fd) or status.st_size >= HEADER.size:
+                    self = cls(name, fd)
+                    try:
+                        self._check()
+                        self._take_slot()
+                    except BaseException:
+                        self.unmap()
+                        raise
+                    fcntl.flock(fd, fcntl.LOCK_UN)
+                    return self
+                # Made, but its maker has not had its first turn yet; or that maker was killed in between.
+                if time.monotonic() > end:
+                    os.unlink(f"{DIRECTORY}/{PREFIX}{name}")
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+            time.sleep(0.001)
+
+    def _check(self) -> None:
+        load, at = _native.call.load, HEADER.at
+        found = tuple(load(self.base + where) for where in (at.magic, at.version, at.digest, at.ready))
+        if found != (MAGIC, VERSION, DIGEST, 1):
+            raise errors.LayoutMismatch(
+                f"stack {self.name!r} with layout {VERSION}/{DIGEST:x}", f"{found[1]}/{found[2]:x} (ready={found[3]})",
+                "use the same version of shmstack on both sides")
+        if load(self.base + at.size) != self.size:
+            raise errors.LayoutMismatch(f"stack {self.name!r} of size={self.size}", f"{load(self.base + at.size)}")
+
+    def _take_slot(self) -> None:
+        for slot in range(PROCESSES_MAX):
+            try:
+                _lock(self.fd, slot, fcntl.F_WRLCK)
+            except OSError:
+                continue
+            self.slot = slot
+            return
+        raise errors.StackFull(f"a process slot in stack {self.name!r}", f"all {PROCESSES_MAX} taken")
+
+    # ---- living with it
+
+    def alive(self, slot: int) -> bool:
+        """Return whether the process that holds `slot` exists."""
+        return slot == self.slot or _lock(self.fd, slot, fcntl.F_WRLCK, command=_OFD_GETLK) != fcntl.F_UNLCK
+
+    def others(self) -> bool:
+        """Return whether any other process uses the object."""
+        return _lock(self.fd, 0, fcntl.F_WRLCK, PROCESSES_MAX, _OFD_GETLK) != fcntl.F_UNLCK
+
+    def after_fork(self) -> None:
+        """In a new child: leave the parent's slot to the parent and take one of our own."""
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(fd, self.fd, inheritable=False)           # the parent's description is closed here, its lock stays
+        os.close(fd)
+        self.slot = -1
+        self._take_slot()
+
+    def leave(self) -> bool:
+        """Give up the slot, and remove the object if nobody else uses it; return whether it was removed.
+
+        The mapping stays: a thread may still be looking at it.
+        """
+        if self.fd < 0:
+            return False
+        removed = False
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+        if not self.others():
+            removed = _unlink(self.name, self.fd)
+        os.close(self.fd)
+        self.fd, self.slot = -1, -1
+        return removed
+
+    def unmap(self) -> None:
+        """Give the address range back; nothing may look at it any more."""
+        _native.call.unmap(self.base, self.size)
+        self.base = 0
+
+
+def _need(result: int, name: str) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), name)
+
+
+def _open(name: str) -> int:
+    try:
+        return _shm_open(PREFIX + name, os.O_RDWR, 0)
+    except FileNotFoundError:
+        raise errors.StackNotFound(f"stack {name!r}", "none of that name") from None
+    except PermissionError:
+        raise errors.StackDenied(f"stack {name!r} as uid {os.geteuid()}", "its owner keeps it to himself",
+                                 "the owner may set EF_SHARE_WITH") from None
+
+
+def _unlink(name: str, fd: int) -> bool:
+    path = f"{DIRECTORY}/{PREFIX}{name}"
+    try:
+        if os.path.samestat(os.stat(path), os.fstat(fd)):
+            os.unlink(path)
+            return True
+    except OSError:
+        pass                          # somebody else was quicker, or it is not ours to remove
+    return False
+
+
+def grant(fd: int, share_with: int) -> None:
+    """Let others open the object: nobody (0), everybody (-1), or one uid, by a POSIX ACL.
+
+    Source: the xattr form of POSIX.1e ACLs, linux/posix_acl_xattr.h.
+    """
+    if share_with == -1:
+        os.fchmod(fd, 0o666)
+    elif share_with > 0:
+        undefined = 0xFFFFFFFF
+        entries = [(1, 6, undefined), (2, 6, share_with), (4, 0, undefined), (0x10, 6, undefined), (0x20, 0, undefined)]
+        value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+        os.setxattr(fd, "system.posix_acl_access", value)
+
+
+def in_use(fd: int) -> bool:
+    """Return whether a process holds a slot of the object."""
+    return _lock(fd, 0, fcntl.F_WRLCK, PROCESSES_MAX, _OFD_GETLK) != fcntl.F_UNLCK
+
+
+def names() -> Iterator[str]:
+    """Yield the names of all objects, living or not."""
+    for entry in sorted(os.listdir(DIRECTORY)):
+        if entry.startswith(PREFIX):
+            yield entry[len(PREFIX):]
+
+
+def living(name: str) -> bool:
+    """Return whether some process uses the object; True if that can't be known."""
+    try:
+        fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        return in_use(fd)
+    finally:
+        os.close(fd)
+
+
+def reap() -> list[str]:
+    """Remove every object that no process uses and that we may remove; return their names."""
+    removed = []
+    for name in names():
+        try:
+            fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not in_use(fd) and os.fstat(fd).st_size and _unlink(name, fd):
+                removed.append(name)
+        except OSError:
+            pass                      # being made or removed at this moment
+        finally:
+            os.close(fd)
+    return removed

@@ -1,0 +1,136 @@
+"""The directory: small records in /dev/shm by which processes find each other.
+
+Two kinds, each a symbolic link whose target text is the record: the one kind of file that the kernel makes whole,
+content and all, in a single call, and that can be read, and its owner asked, without opening it.
+
+    shmstack.l.NETNS.FAMILY-ADDRESS.PORT[.K]    who listens there   -> stack, server policy, socket cookie
+    shmstack.o.NETNS.COOKIE                     an offer: where the connection of that client socket lives
+                                                                    -> stack, pair, generation
+
+A name is derived from what it describes, so a look-up is one readlink.  Anybody may make a name in a sticky
+directory, therefore no record is believed for its name: `owner` says whose it is, and the caller holds that against
+what the kernel says of the socket at the other end (`tcp.lifeline`).
+"""
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from shmstack.shm.segment import DIRECTORY, living
+
+_VERSION = "1"
+_SAME_PORT = 64                       # SO_REUSEPORT listeners that can be told apart
+
+
+class Listening(NamedTuple):
+    """A listener's record."""
+
+    stack: str
+    server: int
+    cookie: int
+    owner: int
+    path: str
+
+
+class Offer(NamedTuple):
+    """A connecting client's record."""
+
+    stack: str
+    pair: int
+    generation: int
+    owner: int
+    path: str
+
+
+def _listener_path(netns: int, family: int, address: bytes, port: int) -> str:
+    return f"{DIRECTORY}/shmstack.l.{netns:x}.{family}-{address.hex()}.{port}"
+
+
+def _offer_path(netns: int, cookie: int) -> str:
+    return f"{DIRECTORY}/shmstack.o.{netns:x}.{cookie:x}"
+
+
+_NAME = re.compile(r"[0-9a-f]+\.[A-Za-z0-9_.-]{1,24}")
+
+
+def _read(path: str) -> tuple[list[str], int] | None:
+    try:
+        words, owner = os.readlink(path).split(":"), os.lstat(path).st_uid
+    except OSError:
+        return None
+    return (words[1:], owner) if words[0] == _VERSION and _NAME.fullmatch(words[1]) else None
+
+
+def publish(netns: int, family: int, address: bytes, port: int, stack: str, server: int, cookie: int) -> str | None:
+    """Record that somebody listens; return the record's path, or None if there are too many already."""
+    base = _listener_path(netns, family, address, port)
+    for number in range(_SAME_PORT):
+        path = f"{base}.{number}" if number else base
+        for _ in range(2):
+            try:
+                os.symlink(f"{_VERSION}:{stack}:{server}:{cookie:x}", path)
+                return path
+            except FileExistsError:
+                found = _listening(path)
+                if found is not None and living(found.stack) and found.cookie != cookie:
+                    break                                 # a living neighbour on the same port
+                remove(path)
+            except OSError:
+                return None
+    return None
+
+
+def _listening(path: str) -> Listening | None:
+    found = _read(path)
+    if found is None:
+        return None
+    try:
+        (stack, server, cookie), owner = found
+        return Listening(stack, int(server), int(cookie, 16), owner, path)
+    except ValueError:
+        return None
+
+
+def listening(netns: int, family: int, address: bytes, port: int) -> Listening | None:
+    """Return the listener's record for exactly this address, if one is there."""
+    return _listening(_listener_path(netns, family, address, port))
+
+
+def offer(netns: int, cookie: int, stack: str, pair: int, generation: int) -> str:
+    """Offer the connection of the socket `cookie`; return the record's path."""
+    path = _offer_path(netns, cookie)
+    os.symlink(f"{_VERSION}:{stack}:{pair:x}:{generation:x}", path)
+    return path
+
+
+def offered(netns: int, cookie: int) -> Offer | None:
+    """Return the offer for the connection of the socket `cookie`, if there is one."""
+    path = _offer_path(netns, cookie)
+    found = _read(path)
+    if found is None:
+        return None
+    try:
+        (stack, pair, generation), owner = found
+        return Offer(stack, int(pair, 16), int(generation, 16), owner, path)
+    except ValueError:
+        return None
+
+
+def remove(path: str) -> None:
+    """Remove a record that may be gone already, or not be ours to remove."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def reap() -> None:
+    """Remove every record whose stack no process uses any more."""
+    alive: dict[str, bool] = {}
+    for entry in os.listdir(DIRECTORY):
+        if entry.startswith(("shmstack.l.", "shmstack.o.")):
+            found = _read(f"{DIRECTORY}/{entry}")
+            stack = found[0][0] if found and found[0] else ""
+            if not alive.setdefault(stack, living(stack)):
+                remove(f"{DIRECTORY}/{entry}")

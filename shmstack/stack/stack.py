@@ -1,0 +1,260 @@
+"""A stack: the segment, and the connections (pairs of TCBs with their rings) that live in it.
+
+A process reaches a stack by its name.  What it needs of the header is checked once at attach and kept in private
+memory; from then on only numbers of slots are read from the segment, and each is clamped.
+"""
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+import weakref
+from typing import Any, Iterator
+
+from shmstack import _native, errors
+from shmstack.options import Options
+from shmstack.shm import segment
+from shmstack.shm.layout import (
+    COUNTERS, DIRECTION, HEADER, PAGE, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, PROCESS, PROCESSES, TCB, WAITERS,
+    geometry, waiter_size)
+from shmstack.shm.segment import Segment
+
+FREE, OFFERED, ESTABLISHED, MOVED, WITHDRAWN = range(5)       # PAIR.state
+DEFAULT_CAPACITY = 1 << 18
+SMALLEST, LARGEST = 1 << 14, 1 << 26                          # ring capacities
+_FIRST_BACKING = 1 << 14
+
+_H, _P, _D, _T, _S = HEADER.at, PAIR.at, DIRECTION.at, TCB.at, PROCESS.at
+_attached: weakref.WeakValueDictionary[str, Stack] = weakref.WeakValueDictionary()
+_turn = threading.RLock()
+
+
+def capacity_for(options: Options) -> int:
+    """Return the ring size for EF_TCP_SNDBUF and EF_TCP_RCVBUF (the larger, 0: default), a power of two."""
+    wanted = max(options.tcp_sndbuf, options.tcp_rcvbuf) or DEFAULT_CAPACITY
+    return 1 << (min(max(wanted, SMALLEST), LARGEST) - 1).bit_length()
+
+
+class Stack:
+    """A stack that this process uses.
+
+    Attributes
+    ----------
+    name : str
+        Name of the segment: network namespace, a dot, EF_NAME or a random number.
+    client, server : int
+        The loopback policies it was created with.
+    """
+
+    def __init__(self, shared: Segment) -> None:
+        native, base = _native.load(), shared.base
+        self.segment, self.name = shared, shared.name
+        self.capacity, self.pairs_max = native.load(base + _H.capacity), native.load(base + _H.pairs_max)
+        self._pairs_at, self._rings, size = geometry(max(0, min(self.pairs_max, 1 << 20)), self.capacity)
+        if size != shared.size or self.capacity & (self.capacity - 1) or self.capacity < SMALLEST:
+            raise errors.LayoutMismatch(f"stack {self.name!r} of {size} bytes", f"{shared.size} bytes")
+        self.client, self.server = native.load(base + _H.client), native.load(base + _H.server)
+        self.share_with, self.netns = native.load(base + _H.share_with), native.load(base + _H.netns)
+        self.owner = native.load(base + _H.owner_uid)
+        self.waiters, self.waiter_size = base + WAITERS, waiter_size(self.pairs_max)
+        self.pid = os.getpid()
+        self._enter()
+        _attached[self.name] = self
+
+    # ---- making and joining
+
+    @classmethod
+    def create(cls, name: str, netns: int, options: Options, pairs: int | None = None) -> Stack:
+        """Make a stack; FileExistsError if the name is taken by a living one."""
+        capacity, pairs = capacity_for(options), pairs or max(2, options.max_endpoints // 2)
+        pairs_at, rings, size = geometry(pairs, capacity)
+        header: dict[str, int | bytes] = {
+            "size": size, "capacity": capacity, "pairs_max": pairs, "pairs_at": pairs_at, "rings": rings,
+            "owner_uid": os.geteuid(), "creator_pid": os.getpid(), "created_ns": time.time_ns(), "netns": netns,
+            "share_with": options.share_with, "client": options.tcp_client_loopback,
+            "server": options.tcp_server_loopback, "name": name.encode(),
+            "options": " ".join(f"{k}={v}" for k, v in options.as_env().items()).encode()[:1023]}
+        return cls(Segment.create(name, header, options.share_with))
+
+    @classmethod
+    def open(cls, name: str, netns: int, options: Options) -> Stack:
+        """Return the stack of this EF_NAME, made now or joined; both of two that make it at once get one."""
+        full = f"{netns:x}.{name}"
+        with _turn:
+            for _ in range(100):
+                mine = _attached.get(full)
+                if mine is not None and mine.pid == os.getpid():
+                    return mine
+                try:
+                    return cls.create(full, netns, options)
+                except FileExistsError:
+                    pass
+                try:
+                    if not segment.living(full):
+                        time.sleep(0.002)                     # its maker may be about to take its slot
+                        segment.reap()
+                    return cls(Segment.attach(full))
+                except errors.StackNotFound:
+                    continue
+        raise errors.StackDied(f"stack {name!r}", "it came and went a hundred times")
+
+    @classmethod
+    def unnamed(cls, netns: int, options: Options, pairs: int | None = None) -> Stack:
+        """Return a new stack that only its directory records lead to."""
+        return cls.create(f"{netns:x}.-{secrets.token_hex(5)}", netns, options, pairs)
+
+    @classmethod
+    def attach(cls, full: str, owners: tuple[int, ...] = ()) -> Stack:
+        """Return the existing stack with this full name; raise StackNotFound, StackDenied, LayoutMismatch."""
+        with _turn:
+            mine = _attached.get(full)
+            if mine is not None and mine.pid == os.getpid():
+                return mine
+            return cls(Segment.attach(full, owners))
+
+    def _enter(self) -> None:
+        native = _native.call
+        at = self.segment.base + PROCESSES + self.segment.slot * PROCESS.size
+        try:
+            with open("/proc/self/comm", "rb") as comm:
+                command = comm.read().strip()[:15]
+        except OSError:
+            command = b"?"
+        native.write(at + _S.name, command.ljust(16, b"\0"))
+        native.store(at + _S.uid, os.geteuid())
+        native.store(at + _S.start_ns, time.time_ns())
+        native.fetch_add(at + _S.uses, 1)
+        native.store(at + _S.pid, os.getpid())
+
+    def after_fork(self) -> None:
+        """In a new child: become a user of our own."""
+        self.segment.after_fork()
+        self.pid = os.getpid()
+        self._enter()
+
+    def leave(self) -> None:
+        """Stop using the stack; the last user removes it.  Addresses stay valid until the object is collected."""
+        if self.segment.fd >= 0:
+            at = self.segment.base + PROCESSES + self.segment.slot * PROCESS.size
+            _native.call.store(at + _S.pid, 0)
+            self.segment.leave()
+
+    def __del__(self) -> None:
+        shared = getattr(self, "segment", None)
+        if shared is not None and self.pid == os.getpid():
+            self.leave()
+            shared.unmap()
+
+    # ---- pairs
+
+    @property
+    def holder(self) -> int:
+        """This process' number as a lock holder."""
+        return self.segment.slot + 1
+
+    def pair(self, index: int) -> int:
+        """Return the address of a pair."""
+        return self.segment.base + self._pairs_at + index * PAIR_SIZE
+
+    def tcb(self, index: int, side: int) -> int:
+        """Return the address of one end's TCB."""
+        return self.pair(index) + PAIR_TCB + side * TCB.size
+
+    def direction(self, index: int, side: int) -> int:
+        """Return the address of the direction that `side` sends."""
+        return self.pair(index) + PAIR_DIRECTION + side * DIRECTION.size
+
+    def ring_offset(self, index: int, side: int) -> int:
+        """Return the offset in the segment of the ring that `side` sends."""
+        return self._rings + (2 * index + side) * self.capacity
+
+    def take_pair(self) -> int:
+        """Return the number of a pair for a new connection, its fields cleared; raise StackFull."""
+        native, base = _native.call, self.segment.base
+        index = self._pop()
+        if index < 0:
+            index = native.fetch_add(base + _H.fresh, 1)
+            if not 0 <= index < self.pairs_max:
+                native.fetch_add(base + _H.fresh, -1)
+                raise errors.StackFull(f"a connection in stack {self.name!r}", f"all {self.pairs_max} in use",
+                                       "EF_MAX_ENDPOINTS sets the number")
+            failed = native.back(self.segment.fd, self._pairs_at + index * PAIR_SIZE, PAIR_SIZE)
+            for side in range(2):
+                failed = failed or self.back(index, side, 0)
+            if failed:
+                raise errors.StackFull(f"memory for a connection in stack {self.name!r}", os.strerror(-failed),
+                                       "is /dev/shm full?")
+        self._clear(index)
+        native.fetch_add(base + _H.used, 1)
+        return index
+
+    def _pop(self) -> int:
+        native, free = _native.call, self.segment.base + _H.free
+        while True:
+            top = native.load(free)
+            index = (top & 0xFFFFFFFF) - 1
+            if not 0 <= index < self.pairs_max:
+                return -1
+            follower = native.load(self.pair(index) + _P.next) & 0xFFFFFFFF
+            if native.cas(free, top, _signed((top >> 32) + 1 << 32 | follower)) == top:
+                return int(index)
+
+    def _clear(self, index: int) -> None:
+        native, pair = _native.call, self.pair(index)
+        generation = native.load(pair + _P.generation) + 1
+        backed = [native.load(self.direction(index, side) + _D.backed) for side in range(2)]
+        native.write(pair, bytes(PAIR_SIZE))
+        for side in range(2):
+            native.store(self.direction(index, side) + _D.backed, backed[side])
+        native.store(pair + _P.created_ns, time.time_ns())
+        native.store(pair + _P.generation, generation)
+
+    def release_pair(self, index: int) -> None:
+        """Put a pair that both ends are done with on the free list."""
+        native, free = _native.call, self.segment.base + _H.free
+        native.store(self.pair(index) + _P.state, FREE)
+        while True:
+            top = native.load(free)
+            native.store(self.pair(index) + _P.next, top & 0xFFFFFFFF)
+            if native.cas(free, top, _signed((top >> 32) + 1 << 32 | index + 1)) == top:
+                break
+        native.fetch_add(self.segment.base + _H.used, -1)
+
+    def back(self, index: int, side: int, least: int) -> int:
+        """Put memory behind the first part of a ring, more than `least` bytes; return 0 or -errno."""
+        where = self.direction(index, side) + _D.backed
+        there = _native.call.load(where)
+        wanted = min(self.capacity, max(there * 4, least + PAGE, _FIRST_BACKING))
+        if not 0 <= there < wanted:
+            return 0
+        failed: int = _native.call.back(self.segment.fd, self.ring_offset(index, side) + there, wanted - there)
+        if not failed:
+            _native.call.store(where, wanted)
+        return failed
+
+    def pairs_in_use(self) -> Iterator[int]:
+        """Yield the numbers of the pairs that are not free."""
+        native = _native.call
+        for index in range(max(0, min(native.load(self.segment.base + _H.fresh), self.pairs_max))):
+            if native.load(self.pair(index) + _P.state) != FREE:
+                yield index
+
+    # ---- what happened
+
+    def count(self, counter: str) -> None:
+        """Add one to a counter of `layout.COUNTERS`."""
+        _native.call.fetch_add(self.segment.base + _H.counters + 8 * COUNTERS.index(counter), 1)
+
+    def __repr__(self) -> str:
+        return f"<Stack {self.name} client={self.client} server={self.server} pid={self.pid}>"
+
+
+def _signed(number: int) -> int:
+    number &= (1 << 64) - 1
+    return number - (1 << 64) if number >> 63 else number
+
+
+def attached() -> list[Any]:
+    """Return the stacks that this process uses."""
+    return [stack for stack in list(_attached.values()) if stack.pid == os.getpid()]

@@ -1,0 +1,40 @@
+"""A handle: what one process knows about one endpoint, in memory that no other process can write.
+
+Geometry (addresses, capacity) is set once, at attach, after the segment's header was checked; kernels take it from
+here and never from the segment.  That is what makes garbage in a segment harmless: a position is masked and
+clamped by the handle's capacity before it becomes an address.
+
+A handle is `HANDLE.size` bytes of the C heap, known by its address.  It is never given back while a thread may be
+asleep in it (`users`); closing one sets `dead`, and every call on a dead handle fails with EBADF.
+"""
+from __future__ import annotations
+
+from shmstack.shm.layout import Struct
+
+HANDLE = Struct("Handle", {
+    "fd":         "descriptor of the lifeline, the connection's kernel socket",
+    "side":       "0 active opener, 1 passive",
+    "pair":       "address of the pair",
+    "tx":         "address of the direction that this end sends",
+    "rx":         "address of the direction that it receives",
+    "tx_ring":    "address of the bytes it sends",
+    "rx_ring":    "address of the bytes it receives",
+    "capacity":   "bytes of each ring",
+    "me":         "this process as a lock holder: its slot in the process table + 1",
+    "timeout_ns": "-1 blocking, 0 non-blocking, or ns",
+    "spin_ns":    "how long a wait spins before it sleeps",
+    "bell":       "what to tell the sender while nobody reads: RING, KERNEL or WAITER + n",
+    "dead":       "1: closed in this process",
+    "users":      "threads inside a wait",
+    "memory_fd":  "descriptor of the segment",
+    "tx_offset":  "offset of the sent ring in the segment",
+    "checked":    "cycle counter when a send last looked whether the peer lives",
+    "checked_at": "tail at that time",
+    "foreign":    "1: bytes in the lifeline are nobody's count (someone else writes there)",
+    "pair_index": "number of the pair in its stack",
+    "generation": "of the pair when it was taken",
+    "failed":     "an errno that every call now gives, 0 if none",
+    "waiters":    "address of the stack's waiters",
+    "waiter_size": "bytes from one waiter to the next",
+    "held_spin":  "spins before the GIL is given up",
+})

@@ -1,0 +1,292 @@
+"""The stream of an accelerated connection: two lanes, one order.
+
+An accelerated connection keeps its kernel TCP connection, the *lifeline*.  Each byte of a direction travels in one
+of two lanes: through the lifeline (KERNEL) or through the ring in shared memory (RING).  Guarantee: the receiver
+gets the bytes in the order of the send calls, whatever the lanes and however they change.
+
+Theory.  `tail` counts every byte that the sender put in either lane, `head` every byte that the receiver took out
+of either.  A change of lane is a *bound*: a position.  The receiver reads its present lane up to the next bound
+and no further, then goes over.  Three rules keep that exact:
+
+1. The receiver says where it will look (`bell`), the sender decides when to change; staying in the present lane is
+   always right, only slower, so a sender that can't change simply stays.
+2. A change from RING to KERNEL is set only when the receiver has gone through all earlier bounds (or is locked out
+   by its lock meanwhile).  So a receiver that reads the kernel lane without an end in sight can't read past one.
+3. Both ends work under a lock, so that threads and forked processes may share a socket.
+
+The lifeline is also the overflow: a sender that must not wait and finds the ring full goes on in the kernel lane.
+An accelerated connection therefore never buffers less than kernel TCP does, and "writable" is the kernel's word.
+
+What the end of a stream looks like (EOF, ECONNRESET, EPIPE) is not imitated: after the last byte of the ring the
+kernel socket is asked, because close and shutdown are done on it too.
+"""
+from __future__ import annotations
+
+from numba import types
+
+from shmstack._jit import extern, fetch_or, kernel, load, load32, load_acquire, store_release
+from shmstack.ring.doorbell import FUTEX, KERNEL, RING, WAITER, barrier, ring_bell
+from shmstack.ring.lock import take, unlock
+from shmstack.ring.stream import (
+    cached_room, consume, get, lane_end, outstanding, pass_bounds, publish, put, readable, room, set_bound)
+from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
+from shmstack.tcp.handle import HANDLE
+
+_D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
+_MAP = WAITER_STRUCT.size
+
+EAGAIN, EPIPE, ECONNRESET, EBADF = 11, 32, 104, 9
+LOCKED = 4096                        # -LOCKED: somebody holds the lock; ask whether it lives
+FULL = 4097                          # -FULL: the ring has no room
+LOOK = 4098                          # -LOOK: the ring is empty and the stream may have ended; see `recv_end`
+NO_MEMORY = 4099                     # -NO_MEMORY: the ring has no memory behind it there
+
+MSG_PEEK, MSG_DONTWAIT, MSG_NOSIGNAL = 0x2, 0x40, 0x4000
+OVERFLOW = 1 << 32                   # flag of `send_some`: don't wait for room, go on in the kernel lane
+
+_send = extern("send", types.int64, types.int32, types.int64, types.int64, types.int32)
+_recv = extern("recv", types.int64, types.int32, types.int64, types.int64, types.int32)
+_errno = extern("__errno_location", types.int64)
+
+
+@kernel
+def failure():
+    """Return the negative of the C library's errno."""
+    return -load32(_errno())
+
+
+# ---- sending -------------------------------------------------------------------------------------------------
+
+@kernel
+def send_kernel(h, tx, source, size, flags):
+    """Send in the kernel lane what it takes without waiting; return the count or -errno."""
+    sent = _send(load(h + _H.fd), source, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT | MSG_NOSIGNAL)
+    if sent < 0:
+        return failure()
+    publish(tx, load(tx + _D.tail) + sent)
+    return sent
+
+
+@kernel
+def spill(h, tx):
+    """Move unread bytes from the ring to the kernel lane, for a receiver that looks only there.
+
+    The caller holds `tx_lock`.  Only a receiver that has gone through all bounds and isn't reading at this moment
+    can be served; one that hasn't will read the lifeline and then the ring by itself.  Returns bytes moved.
+    """
+    if not take(tx + _D.rx_lock, load(h + _H.me)):
+        return 0
+    head, tail = load_acquire(tx + _D.head), load(tx + _D.tail)
+    capacity, ring = load(h + _H.capacity), load(h + _H.tx_ring)
+    pass_bounds(tx, head)
+    position = head
+    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and head < tail and tail - head <= capacity:
+        while position < tail:
+            index = position & (capacity - 1)
+            size = min(tail - position, capacity - index)
+            sent = _send(load(h + _H.fd), ring + index, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent <= 0:
+                break
+            position += sent
+        if position > head:
+            set_bound(tx, head)
+            if position < tail:
+                set_bound(tx, position)
+    unlock(tx + _D.rx_lock)
+    return position - head
+
+
+@kernel
+def choose_lane(h, tx, size):
+    """Return the lane for the next `size` bytes, 0 kernel or 1 ring, after setting a bound if it changes."""
+    tail = load(tx + _D.tail)
+    in_ring = load(tx + _D.nb) & 1
+    kernel_wanted = load_acquire(tx + _D.bell) == KERNEL or load(tx + _D.kernel) != 0
+    if in_ring and kernel_wanted:
+        spill(h, tx)
+        if load(tx + _D.nb) & 1 == 0:
+            return 0
+        if outstanding(tx) == 0 and load_acquire(tx + _D.head) == tail:
+            set_bound(tx, tail)
+            return 0
+        return 1
+    if not in_ring and not kernel_wanted and outstanding(tx) <= 1:
+        capacity = load(h + _H.capacity)
+        free = room(tx, tail, capacity)
+        if free >= size or free >= capacity // 2:
+            set_bound(tx, tail)
+            return 1
+    return load(tx + _D.nb) & 1
+
+
+@kernel
+def send_ring(h, tx, source, size):
+    """Put what fits in the ring; return the count, -FULL or -NO_MEMORY."""
+    tail, capacity = load(tx + _D.tail), load(h + _H.capacity)
+    free = cached_room(tx, tail, capacity, size)
+    if free <= 0:
+        return -FULL if free == 0 else -ECONNRESET
+    size = min(size, free)
+    backed = load(tx + _D.backed)
+    if backed < capacity:
+        index = tail & (capacity - 1)
+        if index >= backed:
+            return -NO_MEMORY
+        size = min(size, backed - index)
+    put(load(h + _H.tx_ring), capacity, tail, source, size)
+    publish(tx, tail + size)
+    return size
+
+
+@kernel
+def overflow(h, tx, source, size, flags):
+    """Go on in the kernel lane because the ring is full; return the count or -errno."""
+    if outstanding(tx) != 0:
+        return -EAGAIN
+    set_bound(tx, load(tx + _D.tail))
+    return send_kernel(h, tx, source, size, flags)
+
+
+@kernel
+def announce(h, tx):
+    """Wake the receiver, if it said that it sleeps, after bytes were published (SYNC asleep)."""
+    bell = load_acquire(tx + _D.bell)
+    if bell == RING:
+        return 0
+    if bell == FUTEX:
+        return ring_bell(tx + _D.bell, FUTEX, RING)
+    if bell >= WAITER:
+        waiter = load(h + _H.waiters) + ((bell - WAITER) & 63) * load(h + _H.waiter_size)
+        endpoint = 2 * load(h + _H.pair_index) + 1 - load(h + _H.side)
+        mark(waiter, endpoint)
+        if load_acquire(waiter + _W.asleep) == 0:
+            return 0
+    if take(tx + _D.tx_lock, load(h + _H.me)):
+        spill(h, tx)
+        unlock(tx + _D.tx_lock)
+    return 1
+
+
+@kernel
+def mark(waiter, endpoint):
+    """Set the endpoint's bit in a waiter's map (SYNC ready)."""
+    word = waiter + _MAP + 8 * (endpoint >> 6)
+    bit = 1 << (endpoint & 63)
+    if load_acquire(word) & bit == 0:
+        fetch_or(word, bit)
+    if load_acquire(waiter + _W.summary) == 0:
+        store_release(waiter + _W.summary, 1)
+    return 0
+
+
+@kernel
+def send_some(h, source, size, flags):
+    """Send what can go at once; return the count, -FULL, -EAGAIN, -LOCKED, -NO_MEMORY or -errno.
+
+    Parameters
+    ----------
+    h : address of a handle
+    source, size : address and number (> 0) of the bytes
+    flags : MSG_ flags for the kernel lane, and OVERFLOW
+    """
+    tx = load(h + _H.tx)
+    if load(h + _H.dead):
+        return -EBADF
+    if not take(tx + _D.tx_lock, load(h + _H.me)):
+        return -LOCKED
+    if choose_lane(h, tx, size):
+        sent = send_ring(h, tx, source, size)
+        if sent == -FULL and flags & OVERFLOW:
+            sent = overflow(h, tx, source, size, flags)
+    else:
+        sent = send_kernel(h, tx, source, size, flags)
+    unlock(tx + _D.tx_lock)
+    if sent > 0:
+        announce(h, tx)
+    return sent
+
+
+# ---- receiving -----------------------------------------------------------------------------------------------
+
+@kernel
+def recv_kernel(h, rx, to, size, flags):
+    """Receive from the kernel lane, not past its end; return the count (0: end of stream) or -errno."""
+    head, end = load(rx + _D.head), lane_end(rx)
+    if end >= 0:
+        size = min(size, end - head)
+    got = _recv(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
+    if got < 0:
+        return failure()
+    if flags & MSG_PEEK == 0:
+        consume(rx, head + got)
+    return got
+
+
+@kernel
+def recv_ring(h, rx, to, size, flags):
+    """Receive from the ring; return the count, -LOOK when it is empty, -ECONNRESET for garbage."""
+    head, capacity = load(rx + _D.head), load(h + _H.capacity)
+    there = readable(rx, head, capacity)
+    if there <= 0:
+        return -LOOK if there == 0 else -ECONNRESET
+    size = min(size, there)
+    get(load(h + _H.rx_ring), capacity, head, to, size)
+    if flags & MSG_PEEK == 0:
+        consume(rx, head + size)
+        if load_acquire(rx + _D.stalled):
+            relieve(h, rx)
+    return size
+
+
+@kernel
+def relieve(h, rx):
+    """Wake a sender that waits for room, once a quarter of the ring is free (SYNC stalled)."""
+    used = load_acquire(rx + _D.tail) - load(rx + _D.head)
+    if used > load(h + _H.capacity) * 3 // 4:
+        return 0
+    return ring_bell(rx + _D.stalled, 1, 0)
+
+
+@kernel
+def recv_some(h, to, size, flags):
+    """Receive what is there; return the count, 0 at the end, -EAGAIN, -LOOK, -LOCKED or -errno."""
+    rx = load(h + _H.rx)
+    if load(h + _H.dead):
+        return -EBADF
+    if not take(rx + _D.rx_lock, load(h + _H.me)):
+        return -LOCKED
+    if pass_bounds(rx, load(rx + _D.head)):
+        got = recv_ring(h, rx, to, size, flags)
+    else:
+        got = recv_kernel(h, rx, to, size, flags)
+    unlock(rx + _D.rx_lock)
+    return got
+
+
+@kernel
+def recv_end(h, to, size, flags):
+    """Ask the lifeline how the stream ends, when the ring is empty; like `recv_some`.
+
+    Bytes that come out here were written by somebody who doesn't count (a C child that inherited the socket):
+    they belong behind the ring's, where they are.
+    """
+    rx = load(h + _H.rx)
+    if load(h + _H.dead):
+        return -EBADF
+    if not take(rx + _D.rx_lock, load(h + _H.me)):
+        return -LOCKED
+    got = -EAGAIN
+    capacity = load(h + _H.capacity)
+    if pass_bounds(rx, load(rx + _D.head)) and readable(rx, load(rx + _D.head), capacity) == 0:
+        got = _recv(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_DONTWAIT)
+        if got < 0:
+            got = failure()
+        else:
+            # A sender that counts sets the bound before it sends, and the tail before it closes.  So look again.
+            barrier()
+            if pass_bounds(rx, load(rx + _D.head)) == 0 or readable(rx, load(rx + _D.head), capacity) != 0:
+                got = -EAGAIN
+            elif got > 0:
+                got = _recv(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
+    unlock(rx + _D.rx_lock)
+    return got

@@ -1,0 +1,172 @@
+"""How a thread waits: spin, then say that it sleeps, look once more, sleep.
+
+Every wait is bounded: `limit_ns` at most, after which the caller looks at the lifeline, the time-out and pending
+signals, and comes back.  So a killed peer is noticed within one slice, whatever it left in shared memory.
+
+The GIL is kept for the first spins (an answer from the other core is there in less time than giving it up and
+taking it back) and released for everything longer.
+"""
+from __future__ import annotations
+
+from numba import types
+
+from shmstack._jit import (
+    cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, store, store_release, swap)
+from shmstack.ring.doorbell import FUTEX, KERNEL, RING, barrier, now_ns, sleep
+from shmstack.ring.stream import lane_end, room
+from shmstack.shm.layout import DIRECTION, PAIR
+from shmstack.tcp.handle import HANDLE
+
+_D, _H, _P = DIRECTION.at, HANDLE.at, PAIR.at
+ESTABLISHED = 2                      # PAIR.state
+POLLIN, POLLOUT = 1, 4
+
+_save_thread = extern("PyEval_SaveThread", types.int64)
+_restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
+_poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
+
+
+@kernel
+def arrived(h):
+    """Return 1 if a receive would find something new: bytes, a bound, the end, or a dead handle."""
+    rx = load(h + _H.rx)
+    if load_acquire(rx + _D.tail) != load(rx + _D.head):                         # SYNC tail
+        return 1
+    if load_acquire(rx + _D.nb) != load(rx + _D.passed) or load_acquire(rx + _D.fin):
+        return 1
+    return load(h + _H.dead)
+
+
+@kernel
+def in_ring(h):
+    """Return 1 if the next byte to be received comes by the ring, as far as is known now."""
+    rx = load(h + _H.rx)
+    lane = load(rx + _D.passed) & 1
+    if lane_end(rx) == load(rx + _D.head):
+        lane = 1 - lane
+    return lane
+
+
+@kernel
+def spin_arrived(h, spins):
+    """Look `spins` times; return 1 as soon as something arrived."""
+    for _ in range(spins):
+        if arrived(h):
+            return 1
+    return 0
+
+
+@kernel
+def spin_arrived_ns(h, limit_ns):
+    """Look for `limit_ns`; return 1 as soon as something arrived."""
+    end = now_ns() + limit_ns
+    while now_ns() < end:
+        for _ in range(64):
+            if arrived(h):
+                return 1
+        pause()
+    return 0
+
+
+@kernel
+def poll_lifeline(h, events, limit_ns):
+    """Sleep until the kernel says that the lifeline is readable or writable; return its events."""
+    entry = scratch()
+    store(entry, (load(h + _H.fd) & 0xFFFFFFFF) | events << 32)
+    _poll(entry, 1, (limit_ns + 999_999) // 1_000_000)
+    return load(entry) >> 48
+
+
+@kernel
+def sleep_arrived(h, limit_ns):
+    """Sleep on the bell (ring) or in the kernel (before the peer has joined, or bytes are in the lifeline)."""
+    rx = load(h + _H.rx)
+    bell = rx + _D.bell
+    joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
+    if in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head)):
+        swap(bell, FUTEX)
+        barrier()                                                                # SYNC asleep
+        if not arrived(h):
+            sleep(bell, FUTEX, limit_ns)
+        cas(bell, FUTEX, RING)
+        return arrived(h)
+    swap(bell, KERNEL)
+    barrier()
+    if in_ring(h) and arrived(h):
+        events = 1
+    else:
+        events = poll_lifeline(h, POLLIN, limit_ns)
+    if joined:
+        cas(bell, KERNEL, RING)
+    return 1 if events else 0
+
+
+@kernel
+def wait_arrived(h, limit_ns):
+    """Wait until a receive would find something, at most `limit_ns`; return 1, or 0 at the limit.
+
+    Call with the GIL; it is released while this waits.
+    """
+    rx = load(h + _H.rx)
+    joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
+    if joined and load(rx + _D.bell) == KERNEL:
+        store_release(rx + _D.bell, RING)
+    lane = in_ring(h)
+    if lane and spin_arrived(h, load(h + _H.held_spin)):
+        return 1
+    fetch_add(h + _H.users, 1)
+    state = _save_thread()
+    came = 0
+    spin = min(load(h + _H.spin_ns), limit_ns)
+    if spin > 0 and lane:
+        came = spin_arrived_ns(h, spin)
+    if not came and limit_ns > spin:
+        came = sleep_arrived(h, limit_ns - spin)
+    _restore_thread(state)
+    fetch_add(h + _H.users, -1)
+    return came
+
+
+@kernel
+def has_room(h, size):
+    """Return 1 if the ring that this end sends has room for `size` bytes, or the handle is dead."""
+    tx = load(h + _H.tx)
+    return 1 if room(tx, load(tx + _D.tail), load(h + _H.capacity)) >= size or load(h + _H.dead) else 0
+
+
+@kernel
+def wait_room(h, size, limit_ns):
+    """Wait until the ring has room for `size` bytes, at most `limit_ns`; return 1, or 0 at the limit.
+
+    The receiver wakes a sleeping sender when a quarter of the ring is free, so `size` is at most that.
+    """
+    tx = load(h + _H.tx)
+    size = min(size, load(h + _H.capacity) // 4)
+    fetch_add(h + _H.users, 1)
+    state = _save_thread()
+    came = 0
+    end = now_ns() + min(load(h + _H.spin_ns), limit_ns)
+    while not came and now_ns() < end:
+        came = has_room(h, size)
+        pause()
+    if not came:
+        swap(tx + _D.stalled, 1)
+        barrier()                                                                # SYNC stalled
+        if not has_room(h, load(h + _H.capacity) // 4):
+            sleep(tx + _D.stalled, 1, limit_ns)
+        swap(tx + _D.stalled, 0)
+        came = has_room(h, size)
+    _restore_thread(state)
+    fetch_add(h + _H.users, -1)
+    return came
+
+
+@kernel
+def wait_lifeline(h, events, limit_ns):
+    """Sleep, without the GIL, until the lifeline has one of `events`; return what it has."""
+    fetch_add(h + _H.users, 1)
+    state = _save_thread()
+    there = poll_lifeline(h, events, limit_ns)
+    _restore_thread(state)
+    fetch_add(h + _H.users, -1)
+    return there

@@ -4,6 +4,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from shmstack._option import Flag, MaybeFlag, MaybeNumber, Number, Text, Words
 from shmstack.errors import OptionError, UnknownOption
 from shmstack.options import ACCEPTED_ONLY, OPTIONS, Options, describe
+
+README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def test_defaults_accelerate_without_any_setting():
@@ -183,3 +186,13 @@ def test_import_brings_in_nothing_heavy():
     out = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True,
                          env={"PYTHONPATH": ":".join(filter(None, sys.path))}).stdout.split()
     assert not {"typing", "enum", "dataclasses", "re", "numpy", "numba", "difflib", "socket"} & set(out)
+
+
+def test_readme_names_options_and_defaults_that_exist():
+    rows = [line.split("|") for line in README.read_text().splitlines() if line.startswith("| EF_")]
+    assert len(rows) >= 10
+    for _, names, default, *_ in rows:
+        for name in names.split(","):
+            option = OPTIONS[name.strip()]
+            text = "" if option.default is None else option.format(option.default)
+            assert default.strip() == text or default.strip() == f"{text.partition(',')[0]},..."

@@ -1,7 +1,8 @@
-"""The two ceilings as channels: a file in /dev/shm, mapped by both workers, and no socket.
+"""The ceilings as channels: a file in /dev/shm, mapped by both workers, and no socket.
 
     RingChannel     the bare ring: a Python loop around the jitted push and pop
     LinesChannel    two cache lines: the whole loop is jitted
+    CopyChannel     no other side at all: each byte is copied in and out of a ring's memory
 """
 
 from __future__ import annotations
@@ -53,44 +54,47 @@ class RingChannel(Channel):
 
     def ask(self, size: int, count: int) -> array[int]:
         """Make one round trip to wake the other side and `count` timed ones; return their ns."""
-        push, pop, clock, out, back = *self._calls(), self._out, self._back
         data = ctypes.create_string_buffer(size)
-        at = ctypes.addressof(data)
+        push, pop = self._calls(ctypes.addressof(data), size)
+        clock = time.perf_counter_ns
         stamps = array("q", bytes(8 * (count + 1)))
         for i in range(count + 1):
-            push(out, at, size)
-            pop(back, at, size, size)
+            push()
+            pop()
             stamps[i] = clock()
         return array("q", (after - before for before, after in pairwise(stamps)))
 
     def echo(self, size: int, count: int) -> None:
         """Answer `count` + 1 round trips."""
-        push, pop, _, out, back = *self._calls(), self._out, self._back
         data = ctypes.create_string_buffer(size)
-        at = ctypes.addressof(data)
+        push, pop = self._calls(ctypes.addressof(data), size)
         for _ in range(count + 1):
-            pop(back, at, size, size)
-            push(out, at, size)
+            pop()
+            push()
 
     def pour(self, size: int, count: int) -> None:
         """Send `count` messages, then wait for one byte."""
-        push, out, data = self._push, self._out, ctypes.create_string_buffer(size)
-        at = ctypes.addressof(data)
+        data = ctypes.create_string_buffer(size)
+        push, _ = self._calls(ctypes.addressof(data), size)
         for _ in range(count):
-            push(out, at, size)
+            push()
         self._recv(1)
 
     def drain(self, size: int, count: int) -> None:
         """Take them as they come, then send one byte."""
-        pop, back, most = self._pop, self._back, max(size, 65536)
+        most = max(size, 65536)
         data = ctypes.create_string_buffer(most)
-        at, total = ctypes.addressof(data), size * count
+        take = ceilings.bound("pop", self._back, ctypes.addressof(data), 1, most)
+        total = size * count
         while total:
-            total -= pop(back, at, 1, min(most, total))
+            total -= take()
         self._send(b"!")
 
-    def _calls(self) -> tuple[Any, Any, Any]:
-        return self._push, self._pop, time.perf_counter_ns
+    def _calls(self, at: int, size: int) -> tuple[Any, Any]:
+        return (
+            ceilings.bound("push", self._out, at, size),
+            ceilings.bound("pop", self._back, at, size, size),
+        )
 
 
 class LinesChannel(Channel):
@@ -114,3 +118,21 @@ class LinesChannel(Channel):
         whole = -(-count // ceilings.TIMED_TOGETHER) * ceilings.TIMED_TOGETHER
         lines_echo = ceilings.entry(ceilings.lines_echo)
         self._turn = lines_echo(self._mapped.base, self._turn, whole)
+
+
+class CopyChannel(Channel):
+    """Two memcpys a byte in one process: what a stream through memory costs at least."""
+
+    def __init__(self) -> None:
+        super().__init__(send=len, recv=bytes)
+        self._ring = ctypes.create_string_buffer(ceilings.RING_BYTES)
+
+    def pour(self, size: int, count: int) -> None:
+        """Copy `count` messages in and out."""
+        source, target = ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)
+        ceilings.entry(ceilings.copy_twice)(
+            *map(ctypes.addressof, (self._ring, source, target)), size, count
+        )
+
+    def drain(self, size: int, count: int) -> None:
+        """Do nothing: the other worker does all."""

@@ -20,6 +20,13 @@ from perf.transports import CATALOGUE
 # Name on the command line -> module.  The order is that of `all`: what people look at first, first.
 WORKLOADS = {
     "pingpong": "pingpong",
+    "stream": "stream",
+    "connect": "connect",
+    "fanin": "fanin",
+    "asyncio": "aio",
+    "requests": "http",
+    "mp": "mp",
+    "oversubscribed": "oversubscribed",
 }
 SIZES = (1, 64, 512, 4096, 65536, 1 << 20, 8 << 20)
 

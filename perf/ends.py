@@ -54,14 +54,14 @@ def serve_tcp(cfg: dict[str, Any], ready: Ready) -> Channel:
     ready(listener.getsockname()[1])
     sock, _ = listener.accept()
     listener.close()
-    return over_socket(sock, cfg["spin"])
+    return over_socket(sock, cfg["spin"], cfg.get("nodelay", True))
 
 
 def dial_tcp(cfg: dict[str, Any], address: Any) -> Channel:
     """Connect to it."""
     socket = importlib.import_module(cfg["module"])
     sock = socket.create_connection(("127.0.0.1", address), timeout=WAIT_S)
-    return over_socket(sock, cfg["spin"])
+    return over_socket(sock, cfg["spin"], cfg.get("nodelay", True))
 
 
 def serve_unix(cfg: dict[str, Any], ready: Ready) -> Channel:
@@ -88,7 +88,7 @@ def dial_unix(cfg: dict[str, Any], address: Any) -> Channel:
     return over_socket(sock, spin=False)
 
 
-def over_socket(sock: Any, spin: bool) -> Channel:
+def over_socket(sock: Any, spin: bool, nodelay: bool = False) -> Channel:
     """Wrap a connected stream socket.
 
     Parameters
@@ -97,10 +97,12 @@ def over_socket(sock: Any, spin: bool) -> Channel:
         Connected; becomes blocking, or non-blocking with `spin`.
     spin : bool
         Ask again and again instead of sleeping in the kernel.
+    nodelay : bool
+        Set TCP_NODELAY, as a program that wants latency does.
     """
     sock.setblocking(not spin)
-    if sock.family.name != "AF_UNIX":
-        sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY: as a program that wants latency does
+    if nodelay:
+        sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
     if not spin:
         return Channel(sock.sendall, sock.recv, sock.recv_into, sock.close)
     raw_send, raw_recv, raw_into = sock.send, sock.recv, sock.recv_into
@@ -200,3 +202,18 @@ def dial_lines(cfg: dict[str, Any], address: Any) -> Channel:
     mapped = Mapped(path, 4096, create=False)
     path.unlink()
     return LinesChannel(mapped)
+
+
+def serve_memcpy(_cfg: dict[str, Any], ready: Ready) -> Channel:
+    """Stand by."""
+    from perf.bare import CopyChannel
+
+    ready("")
+    return CopyChannel()
+
+
+def dial_memcpy(_cfg: dict[str, Any], _address: Any) -> Channel:
+    """Make the side that copies."""
+    from perf.bare import CopyChannel
+
+    return CopyChannel()

@@ -20,13 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from perf.rows import Options, Say
-from perf.transports import Transport
+from perf.transports import CATALOGUE, Transport
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST = 100_000  # messages a turn, where nothing else is said
 START_S = 90.0  # a worker's first answer; numba may compile the kernels of an empty cache
 
 
@@ -213,6 +215,15 @@ class Pair:
         self.close()
 
 
+def launched(crew: Crew, module: str, **cfg: Any) -> list[Pair]:
+    """Start the same unchanged program twice: over kernel TCP, and under shmstack's launcher."""
+    ours = replace(CATALOGUE["shmstack"], needs=("shmstack.socket", "shmstack.run"))
+    return [
+        Pair(CATALOGUE["kernel-blocking"]).open(crew, module, **cfg),
+        Pair(ours).open(crew, module, install=True, **cfg),
+    ]
+
+
 def interleave(
     pairs: Sequence[Pair], rounds: int, take: Callable[[Pair], dict[str, Any]], say: Say
 ) -> dict[str, list[dict[str, Any]]]:
@@ -226,3 +237,24 @@ def interleave(
                 if answer:
                     answers[pair.transport.name].append(answer)
     return answers
+
+
+class Pace:
+    """How many messages a turn has, so that it fills `slice_s`.
+
+    It learns from each turn, carefully: kernel TCP between two blocking processes takes 6 us a
+    round trip while the scheduler has both on one core and 80 us when it has not, and changes
+    its mind.
+    """
+
+    def __init__(self, options: Options, first: int, most: int = MOST, fixed: int = 0) -> None:
+        self._slice_s = options.slice_s
+        self._most = most
+        self._fixed = bool(options.count or fixed)
+        self.count = options.count or fixed or first
+
+    def learn(self, took_s: float) -> None:
+        """Set the count of the next turn from the time in s that this one took."""
+        if not self._fixed:
+            fitting = int(self.count * self._slice_s / max(took_s, 1e-6))
+            self.count = max(min(fitting, 8 * self.count, self._most), 10)

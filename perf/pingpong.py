@@ -16,12 +16,11 @@ a message is that of both processes.
 from __future__ import annotations
 
 import time
-from array import array
 from typing import TYPE_CHECKING, Any
 
-from perf.harness import Crew, Pair, interleave
+from perf.harness import Crew, Pace, Pair, interleave
 from perf.latency import Latencies, median
-from perf.rows import Options, Row, Say, pack, unpack
+from perf.rows import Options, Row, Say, human, pack, unpack
 from perf.transports import CATALOGUE, MAIN, PEERS
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 NAME = "pingpong"
 OPEN_RATE = 4000  # messages a second that every transport here can answer
 REST_S = 0.002
-MOST = 100_000  # round trips a turn
-SWEEP = (1, 64, 512, 4096, 65536, 1 << 20, 8 << 20)
 
 
 def server(link: Link, cfg: dict[str, Any]) -> None:
@@ -40,10 +37,7 @@ def server(link: Link, cfg: dict[str, Any]) -> None:
     from perf import ends
 
     channel = ends.serve(cfg, lambda address: link.say(at=address))
-    while order := link.hear():
-        began = time.process_time_ns()
-        channel.echo(order["size"], order["count"])
-        link.say(cpu_ns=time.process_time_ns() - began)
+    link.obey(lambda order: channel.echo(order["size"], order["count"]))
 
 
 def client(link: Link, cfg: dict[str, Any]) -> None:
@@ -52,19 +46,19 @@ def client(link: Link, cfg: dict[str, Any]) -> None:
 
     channel = ends.dial(cfg, cfg["at"])
     link.say(ready=1)
-    while order := link.hear():
-        began = time.process_time_ns()
-        samples = _ask(channel, order)
-        link.say(samples=pack(samples), cpu_ns=time.process_time_ns() - began)
+    link.obey(lambda order: _ask(channel, order))
 
 
-def _ask(channel: Channel, order: dict[str, Any]) -> array[int]:
+def _ask(channel: Channel, order: dict[str, Any]) -> dict[str, Any]:
     size, count = order["size"], order["count"]
+    began = time.perf_counter_ns()
     if order["case"] == "open":
-        return channel.ask_paced(size, count, 10**9 // OPEN_RATE)
-    if order["case"] == "asleep":
-        return channel.ask_rested(size, count, REST_S)
-    return channel.ask(size, count)
+        samples = channel.ask_paced(size, count, 10**9 // OPEN_RATE)
+    elif order["case"] == "asleep":
+        samples = channel.ask_rested(size, count, REST_S)
+    else:
+        samples = channel.ask(size, count)
+    return {"took_ns": time.perf_counter_ns() - began, "samples": pack(samples)}
 
 
 def run(options: Options, say: Say) -> list[Row]:
@@ -86,12 +80,17 @@ def measure(
             pairs.append(Pair(CATALOGUE[name]).open(crew, "perf.pingpong"))
         for size in options.sizes or (64,):
             for case in cases:
-                rows += _rounds(pairs, options, case, size, say)
+                rows += rounds(pairs, options, case, size, say)
     return rows
 
 
-def _rounds(pairs: list[Pair], options: Options, case: str, size: int, say: Say) -> list[Row]:
-    pace = {pair.transport.name: Pace(options, case, size) for pair in pairs}
+def rounds(pairs: list[Pair], options: Options, case: str, size: int, say: Say) -> list[Row]:
+    """Measure one case and size over pairs of this module's roles that are open."""
+    first = 1000 if size <= 65536 else 20
+    fixed = {"open": int(OPEN_RATE * options.slice_s), "asleep": int(options.slice_s / REST_S)}
+    pace = {
+        pair.transport.name: Pace(options, first, fixed=fixed.get(case, 0)) for pair in pairs
+    }
 
     def take(pair: Pair) -> dict[str, Any]:
         mine = pace[pair.transport.name]
@@ -108,34 +107,6 @@ def _rounds(pairs: list[Pair], options: Options, case: str, size: int, say: Say)
         latency_row(NAME, f"{title}, {human(size)}", pair, answers[pair.transport.name], size)
         for pair in pairs
     ]
-
-
-class Pace:
-    """How many round trips a turn makes, so that it fills `slice_s`.
-
-    It learns from each turn, carefully: kernel TCP between two blocking processes takes 6 us a
-    round trip while the scheduler has both on one core and 80 us when it has not, and changes
-    its mind.
-    """
-
-    def __init__(self, options: Options, case: str, size: int) -> None:
-        self._slice_s = options.slice_s
-        self._fixed = True
-        if options.count:
-            self.count = options.count
-        elif case == "open":
-            self.count = int(OPEN_RATE * options.slice_s)
-        elif case == "asleep":
-            self.count = max(int(options.slice_s / REST_S), 10)
-        else:
-            self._fixed = False
-            self.count = 1000 if size <= 65536 else 20
-
-    def learn(self, took_s: float) -> None:
-        """Set the count of the next turn from the time that this one took."""
-        if not self._fixed:
-            fitting = int(self.count * self._slice_s / max(took_s, 1e-6))
-            self.count = max(min(fitting, 8 * self.count, MOST), 10)
 
 
 def latency_row(
@@ -162,11 +133,3 @@ def latency_row(
         whole.add(one)
     row.curve = whole.curve()
     return row
-
-
-def human(size: int) -> str:
-    """Write a size in bytes as people do: 64 B, 64 KiB, 1 MiB."""
-    for shift, unit in ((20, "MiB"), (10, "KiB")):
-        if size >= 1 << shift and size % (1 << shift) == 0:
-            return f"{size >> shift} {unit}"
-    return f"{size} B"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from perf.latency import median
 from perf.transports import CATALOGUE
 
 Say = Callable[[str], None]
@@ -91,3 +92,41 @@ def unpack(text: str) -> array[int]:
     samples = array("q")
     samples.frombytes(base64.b64decode(text))
     return samples
+
+
+def rate_row(
+    workload: str,
+    case: str,
+    transport: str,
+    unit: str,
+    answers: list[dict[str, Any]],
+    missing: str = "",
+) -> Row:
+    """Make a row of a rate, the median over the rounds.
+
+    Parameters
+    ----------
+    answers : list of dict
+        One a round: `rate` in `unit`, and, where known, `cpu_ns` of all processes for `done`
+        messages.
+    missing : str
+        Why there are none.
+    """
+    row = Row(workload, case, transport, unit, better="more", missing=missing)
+    if missing or not answers:
+        row.missing = missing or "no round was finished"
+        return row
+    row.rounds = [answer["rate"] for answer in answers]
+    row.value = median(row.rounds)
+    done = sum(answer.get("done", 0) for answer in answers)
+    if done:
+        row.cpu_us = sum(answer["cpu_ns"] for answer in answers) / 1e3 / done
+    return row
+
+
+def human(size: int) -> str:
+    """Write a size in bytes as people do: 64 B, 64 KiB, 1 MiB."""
+    for shift, unit in ((20, "MiB"), (10, "KiB")):
+        if size >= 1 << shift and size % (1 << shift) == 0:
+            return f"{size >> shift} {unit}"
+    return f"{size} B"

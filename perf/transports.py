@@ -3,11 +3,12 @@
     role        name             what it is
     baseline    kernel-blocking  stdlib socket, TCP on 127.0.0.1, blocking calls
                 kernel-spin      the same, non-blocking, asking again until data is there
+                kernel-nodelay   blocking with TCP_NODELAY, where that makes a difference
                 unix             stdlib socket, AF_UNIX stream
                 mp-pipe          multiprocessing's Connection, as Pipe() makes it
     ours        shmstack         `import shmstack.socket as socket`, nothing set
                 shmstack-spin    the same program with EF_POLL_USEC=100000
-    ceiling     ring, lines      bare shared memory (see `ceilings`)
+    ceiling     ring, lines, memcpy    bare shared memory (see `ceilings`)
     peer        zmq-ipc, iceoryx2, faster-fifo, membridge, sockperf    see `peers`
 
 The server and client code of kernel TCP and shmstack is the same ordinary socket code: only the
@@ -79,6 +80,7 @@ CATALOGUE = {
     for t in (
         Transport("kernel-blocking", "kernel TCP, blocking", "baseline", "tcp"),
         Transport("kernel-spin", "kernel TCP, spinning", "baseline", "tcp", spin=True),
+        Transport("kernel-nodelay", "kernel TCP, TCP_NODELAY", "baseline", "tcp"),
         Transport("unix", "UNIX socket", "baseline", "unix"),
         Transport("mp-pipe", "multiprocessing.Pipe", "baseline", "pipe"),
         Transport("shmstack", "shmstack, defaults", "ours", "tcp", OURS, needs=(OURS,)),
@@ -87,6 +89,7 @@ CATALOGUE = {
         ),
         Transport("ring", "bare ring (ceiling)", "ceiling", "ring", needs=("numba",)),
         Transport("lines", "two cache lines (ceiling)", "ceiling", "lines", needs=("numba",)),
+        Transport("memcpy", "two memcpys (ceiling)", "ceiling", "memcpy", needs=("numba",)),
         Transport("zmq-ipc", "pyzmq ipc", "peer", "zmq", needs=("zmq",)),
         Transport("iceoryx2", "iceoryx2", "peer", "iceoryx2", needs=("iceoryx2",)),
         Transport("faster-fifo", "faster-fifo", "peer", "fifo", needs=("faster_fifo",)),

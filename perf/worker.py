@@ -17,6 +17,8 @@ import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -32,6 +34,18 @@ class Link:
         """Return the next object, or an empty one when the harness is done with us."""
         text = sys.__stdin__.readline()  # type: ignore[union-attr]
         return json.loads(text) if text else {}
+
+    def obey(self, action: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+        """Carry out orders until there are no more.
+
+        Answers each with what `action(order)` returned, its wall time as `took_ns` (unless the
+        action timed itself) and the CPU time of this process as `cpu_ns`.
+        """
+        while order := self.hear():
+            cpu, began = time.process_time_ns(), time.perf_counter_ns()
+            fields = action(order) or {}
+            took = time.perf_counter_ns() - began
+            self.say(**{"took_ns": took, "cpu_ns": time.process_time_ns() - cpu, **fields})
 
 
 def main(argv: list[str]) -> int:

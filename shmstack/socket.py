@@ -15,6 +15,7 @@ import errno
 import os
 import socket as _stdlib
 import struct
+import weakref
 from socket import *  # noqa: F403
 from typing import Any
 
@@ -33,6 +34,7 @@ _held: dict[int, Endpoint] = {}       # cookie -> an endpoint of this process, f
 _UNCHANGED_FLAGS = _stdlib.MSG_PEEK | _stdlib.MSG_DONTWAIT | _stdlib.MSG_WAITALL | _stdlib.MSG_NOSIGNAL \
     | getattr(_stdlib, "MSG_MORE", 0) | getattr(_stdlib, "MSG_CMSG_CLOEXEC", 0)
 SO_RCVLOWAT = _stdlib.SO_RCVLOWAT
+_PIECE = 1 << 18
 
 
 class socket(_base):  # type: ignore[misc, valid-type]  # noqa: N801
@@ -68,7 +70,7 @@ class socket(_base):  # type: ignore[misc, valid-type]  # noqa: N801
             self._take(end)
 
     def _take(self, end: Endpoint) -> None:
-        self._endpoint = end
+        self._endpoint, end.owner = end, weakref.ref(self)
         self._handle = end.handle
         _held[lifeline.cookie(self)] = end
 
@@ -196,20 +198,38 @@ class socket(_base):  # type: ignore[misc, valid-type]  # noqa: N801
             return _base.sendto(self, data, *args)
         return self.send(data, args[0] if len(args) == 2 else 0)
 
-    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
-        if self._endpoint is None or flags & _stdlib.MSG_OOB:
-            ancdata = list(ancdata)
-            _let_go(ancdata)
-            whom = self if self._endpoint is None else self._to_kernel()
-            return _base.sendmsg(whom, buffers, ancdata, flags, *(() if address is None else (address,)))
-        if list(ancdata):
-            return self._to_kernel().sendmsg(buffers, ancdata, flags)
-        return self.send(b"".join(buffers), flags)
+    def sendmsg(self, *args: Any) -> int:
+        if self._endpoint is None or len(args) != 1 and (args[1:2] not in (([],), ((),)) or len(args) > 3):
+            args = _let_go(args)
+            return _base.sendmsg(self if self._endpoint is None else self._to_kernel(), *args)
+        flags = args[2] if len(args) == 3 else 0
+        views = [memoryview(buffer).cast("B") for buffer in args[0]]
+        return self.send(views[0] if len(views) == 1 else b"".join(views), flags)
 
     def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        if self._endpoint is not None:
-            raise _stdlib._GiveupOnSendfile("the bytes go through shared memory")
-        return _base._sendfile_use_sendfile(self, file, offset, count)
+        if self._endpoint is None:
+            return _base._sendfile_use_sendfile(self, file, offset, count)
+        self._check_sendfile_params(file, offset, count)
+        try:
+            source = file.fileno()
+            size = os.fstat(source).st_size
+            os.pread(source, 0, 0)
+        except (AttributeError, OSError) as error:
+            raise _stdlib._GiveupOnSendfile(error)  # noqa: B904 - as the standard library does
+        if self.gettimeout() == 0:
+            raise ValueError("non-blocking sockets are not supported")
+        start, end = offset, size if not count else offset + count
+        try:
+            while offset < end:
+                piece = os.pread(source, min(end - offset, _PIECE), offset)
+                if not piece:
+                    break
+                self.sendall(piece)
+                offset += len(piece)
+            return offset - start
+        finally:
+            if offset > start and hasattr(file, "seek"):
+                file.seek(offset)
 
     # ---- receiving
 
@@ -353,14 +373,26 @@ _native.methods(socket, "_handle", {
     "recv": socket._recv, "recv_into": socket._recv_into, "send": socket._send, "sendall": socket._sendall})
 
 
-def _let_go(ancdata: list[Any]) -> None:
-    """Leave every connection whose descriptor is about to be sent to another process to the kernel."""
-    for level, kind, data in ancdata:
+def _let_go(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Leave every connection whose descriptor is about to be sent to another process to the kernel.
+
+    Takes and returns the arguments of sendmsg; what is wrong with them is left for sendmsg to say.
+    """
+    if len(args) < 2 or not hasattr(args[1], "__iter__"):
+        return args
+    messages = list(args[1])
+    for message in messages:
+        try:
+            level, kind, data = message
+            fds = set(memoryview(bytes(memoryview(data))).cast("i"))
+        except (TypeError, ValueError):
+            continue
         if (level, kind) == (_stdlib.SOL_SOCKET, _stdlib.SCM_RIGHTS):
-            fds = set(memoryview(data).cast("B").cast("i") if not hasattr(data, "typecode") else data)
             for end in list(endpoints.endpoints):
-                if end.handle and end.fd in fds:
-                    end.leave_to_kernel()
+                owner = end.owner()
+                if owner is not None and end.handle and end.fd in fds:
+                    owner._to_kernel()
+    return (args[0], messages, *args[2:])
 
 
 def fromfd(fd: int, family: int, type: int, proto: int = 0) -> socket:

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 import weakref
-from typing import Any
+from typing import Any, Callable
 
 from shmstack import _native
 from shmstack.shm.layout import DIRECTION, PAIR, TCB
@@ -39,6 +39,10 @@ endpoints: weakref.WeakSet[Endpoint] = weakref.WeakSet()    # of this process
 _graveyard: list[int] = []                                  # handles that a thread may still sleep in
 
 
+def _nobody() -> None:
+    return None
+
+
 def error(number: int) -> OSError:
     """Return the exception that the standard library raises for this errno."""
     return OSError(number, os.strerror(number))
@@ -59,6 +63,7 @@ class Endpoint:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
         self.offer: str | None = None
+        self.owner: Callable[[], Any] = _nobody               # the socket object, or None
         self.shut = self.free_after = False
         self.handle = handle = native.allocate(HANDLE.size)
         self._point()

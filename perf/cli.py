@@ -27,6 +27,11 @@ WORKLOADS = {
     "requests": "http",
     "mp": "mp",
     "oversubscribed": "oversubscribed",
+    "idle": "idle",
+    "startup": "startup",
+    "memory": "memory",
+    "migrate": "migrate",
+    "jit": "jit",
 }
 SIZES = (1, 64, 512, 4096, 65536, 1 << 20, 8 << 20)
 

@@ -35,7 +35,7 @@ SIZE = 64
 
 def server(link: Link, cfg: dict[str, Any]) -> None:
     """Accept the connections, then echo the ordered number of messages."""
-    _raise_limit()
+    raise_limit()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.settimeout(20)
     link.say(at=listener.getsockname()[1])
@@ -59,7 +59,7 @@ def server(link: Link, cfg: dict[str, Any]) -> None:
 
 def client(link: Link, cfg: dict[str, Any]) -> None:
     """Send on all connections in turn, at most AT_ONCE messages before their echoes are read."""
-    _raise_limit()
+    raise_limit()
     number = cfg["connections"]
     socks = [socket.create_connection(("127.0.0.1", cfg["at"]), timeout=20) for _ in range(number)]
     link.say(ready=1)
@@ -77,8 +77,8 @@ def client(link: Link, cfg: dict[str, Any]) -> None:
     link.obey(ask)
 
 
-def _raise_limit() -> None:
-    # 1,000 connections and what the interpreter has open pass the usual soft limit.
+def raise_limit() -> None:
+    """Let this process have as many descriptors as it may: 1,000 pass the usual soft limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

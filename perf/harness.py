@@ -80,6 +80,10 @@ class Worker:
             raise WorkerFailed(answer["error"])
         return answer
 
+    def kill(self) -> None:
+        """End the process at once, wherever it is blocked."""
+        self._child.kill()
+
     def close(self) -> None:
         """End the process: by the end of its stdin, else by force; remove what it left in shm."""
         assert self._child.stdin is not None and self._child.stdout is not None
@@ -145,6 +149,7 @@ class Crew:
             "folder": self.folder,
             "life": self._life_s,
             "cores": list(cores),
+            "allowed": allowed,
             "install": False,
         }
         worker = Worker(role, {**basics, **cfg}, transport.env)

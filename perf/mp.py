@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 from dataclasses import replace
 from multiprocessing.connection import Client, Listener
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,13 @@ SIZE = 64
 PIPES = "shmstack.connection"
 
 
-def child(first: Any, second: Any) -> None:
-    """Echo until None comes; `second` is the queue of answers, or None if `first` is a Connection."""
+def child(first: Any, second: Any, core: int | None) -> None:
+    """Echo until None comes; `second` is the queue of answers, or None if `first` is a Connection.
+
+    `core` is the one to run on, as its parent is bound to another, or None.
+    """
+    if core is not None:
+        os.sched_setaffinity(0, [core])
     get, put = (first.get, second.put) if second is not None else (first.recv, first.send)
     while (data := get()) is not None:
         put(data)
@@ -58,6 +64,7 @@ def server(link: Link, cfg: dict[str, Any]) -> None:
 def client(link: Link, cfg: dict[str, Any]) -> None:
     """Ask the other process over a Pipe, a Queue or a Client."""
     process = None
+    core = cfg["allowed"][0] if cfg["cores"] else None
     context = multiprocessing.get_context("spawn")
     # shmstack.connection has Pipe and Queue as functions of the module, like multiprocessing itself.
     source = context if cfg["pipes"] == "multiprocessing" else importlib.import_module(cfg["pipes"])
@@ -66,11 +73,11 @@ def client(link: Link, cfg: dict[str, Any]) -> None:
         put, get = conn.send, conn.recv
     elif cfg["what"] == "Pipe":
         conn, theirs = source.Pipe()
-        process = context.Process(target=child, args=(theirs, None), daemon=True)
+        process = context.Process(target=child, args=(theirs, None, core), daemon=True)
         put, get = conn.send, conn.recv
     else:
         out, back = source.Queue(), source.Queue()
-        process = context.Process(target=child, args=(out, back), daemon=True)
+        process = context.Process(target=child, args=(out, back, core), daemon=True)
         put, get = out.put, back.get
     if process:
         process.start()

@@ -48,7 +48,8 @@ class Row:
     """One line of a table.
 
     `value` is the median over `rounds` in `unit`; `p50` to `max` are us; `cpu_us` is the CPU
-    time of all processes a message; `missing` says why there is no figure.
+    time of all processes a message; `shared` is the bytes of shared memory a connection;
+    `missing` says why there is no figure.
     """
 
     workload: str
@@ -67,6 +68,7 @@ class Row:
     missing: str = ""
     curve: list[tuple[float, float]] = field(default_factory=list)
     size: int = 0
+    shared: int | None = None
 
     @property
     def role(self) -> str:

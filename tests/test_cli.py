@@ -157,7 +157,7 @@ def test_closed_pipe_is_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-m", "shmstack", "options"], stdout=writer, stderr=subprocess.PIPE,
-                          text=True, check=False)
+                          text=True, check=False, cwd="/")
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 141
@@ -166,5 +166,5 @@ def test_closed_pipe_is_no_traceback():
 def test_views_of_this_host_answer():
     for view in ("list", "netstat", "stats"):
         done = subprocess.run([sys.executable, "-m", "shmstack", view, "--json"], capture_output=True, text=True,
-                              check=True)
+                              check=True, cwd="/")
         assert isinstance(json.loads(done.stdout), list)

@@ -25,7 +25,7 @@ def _environment(**more):
     return {**environ, **more}
 
 
-def launch(*words, cwd=None, **more):
+def launch(*words, cwd="/", **more):       # not in the checkout: `-m` would look there first
     return subprocess.run([sys.executable, "-m", "shmstack", "run", *words], env=_environment(**more), cwd=cwd,
                           capture_output=True, text=True, check=False, timeout=120)
 
@@ -47,7 +47,7 @@ def test_signal_ends_the_command_itself():
 
 
 def test_command_has_the_launchers_pid():
-    child = subprocess.Popen([sys.executable, "-m", "shmstack", "run", "sh", "-c", "echo $$"], env=_environment(),
+    child = subprocess.Popen([sys.executable, "-m", "shmstack", "run", "sh", "-c", "echo $$"], env=_environment(), cwd="/",
                              stdout=subprocess.PIPE, text=True)
     out, _ = child.communicate(timeout=60)
     assert int(out) == child.pid

@@ -1,7 +1,11 @@
 """How shmstack is installed; tool settings are in pyproject.toml."""
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 PERF = ["rich", "hdrhistogram", "psutil", "matplotlib"]
 TOOLS = ["rich", "psutil"]
@@ -9,7 +13,38 @@ NIC = ["pyroute2"]
 PEERS = ["pyzmq", "iceoryx2", "faster-fifo", "membridge"]
 TEST = ["pytest>=8.4", "pytest-xdist", "hypothesis", "ruff", "mypy", "psutil"]
 
+
+
+class BuildKernels(build_py):
+    """Copy the package, then compile its kernels into the copy, so that nothing is compiled at run time.
+
+    Without numba (an offline build that was told not to fetch its requirements) the wheel has no kernels, and the
+    first process that needs them makes them.
+    """
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        where = Path(self.build_lib).resolve()
+        path = [str(where), *filter(None, sys.path)]          # an isolated build finds numba only through its own path
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "SHMSTACK_RUN": ""}
+        done = subprocess.run([sys.executable, "-m", "shmstack._build", str(where / "shmstack" / "_lib")], env=env,
+                              cwd=where, check=False)
+        if done.returncode:
+            print("shmstack: the kernels could not be compiled now; the first use will", file=sys.stderr)
+
+
+class Native(Distribution):
+    """A distribution that holds machine code."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
 setup(
+    cmdclass={"build_py": BuildKernels},
+    distclass=Native,
     name="shmstack",
     version="0.1.0",
     description="Accelerated TCP loopback for unchanged Python programs: bytes move through shared memory",

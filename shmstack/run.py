@@ -86,6 +86,7 @@ def prepare() -> None:
         install()
     else:
         _watch("socket")
+        _watch("shmstack.socket")
         _watch("ssl")
 
 
@@ -148,6 +149,14 @@ def _wrap(spec: ModuleSpec, around: Callable[[Callable[[], None]], None]) -> Non
 def _around_socket(execute: Callable[[], None]) -> None:
     execute()
     _Watch.modules.discard("socket")
+    if "shmstack.socket" not in sys.modules:    # else it is what imports the module: it has to be whole first
+        _Watch.modules.discard("shmstack.socket")
+        install()
+
+
+def _around_face(execute: Callable[[], None]) -> None:
+    execute()
+    _Watch.modules.discard("shmstack.socket")
     install()
 
 
@@ -162,7 +171,7 @@ def _around_ssl(execute: Callable[[], None]) -> None:
         socket.socket = ours    # type: ignore[misc]
 
 
-_AROUND = {"socket": _around_socket, "ssl": _around_ssl}
+_AROUND = {"socket": _around_socket, "shmstack.socket": _around_face, "ssl": _around_ssl}
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:

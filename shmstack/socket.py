@@ -16,6 +16,7 @@ import os
 import socket as _stdlib
 import struct
 import weakref
+from operator import index
 from socket import *  # noqa: F403
 from typing import Any
 
@@ -199,10 +200,11 @@ class socket(_base):  # type: ignore[misc, valid-type]  # noqa: N801
         return self.send(data, args[0] if len(args) == 2 else 0)
 
     def sendmsg(self, *args: Any) -> int:
-        if self._endpoint is None or len(args) != 1 and (args[1:2] not in (([],), ((),)) or len(args) > 3):
+        plain = len(args) == 1 or args[1:2] in (([],), ((),)) and args[3:] in ((), (None,))
+        if self._endpoint is None or not plain:
             args = _let_go(args)
             return _base.sendmsg(self if self._endpoint is None else self._to_kernel(), *args)
-        flags = args[2] if len(args) == 3 else 0
+        flags = args[2] if len(args) > 2 else 0
         views = [memoryview(buffer).cast("B") for buffer in args[0]]
         return self.send(views[0] if len(views) == 1 else b"".join(views), flags)
 
@@ -261,14 +263,16 @@ class socket(_base):  # type: ignore[misc, valid-type]  # noqa: N801
         return self.recv_into(buffer, nbytes, flags), None
 
     def recvmsg(self, size: int, ancbufsize: int = 0, flags: int = 0) -> tuple[bytes, list[Any], int, Any]:
-        if self._endpoint is None or flags & ~_UNCHANGED_FLAGS:
+        if self._endpoint is None or index(flags) & ~_UNCHANGED_FLAGS or index(ancbufsize) < 0:
             return _base.recvmsg(self, size, ancbufsize, flags)
         return self.recv(size, flags), [], 0, None
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> tuple[int, list[Any], int, Any]:
-        if self._endpoint is None or flags & ~_UNCHANGED_FLAGS:
+        if self._endpoint is None or index(flags) & ~_UNCHANGED_FLAGS or index(ancbufsize) < 0:
             return _base.recvmsg_into(self, buffers, ancbufsize, flags)
         views = [memoryview(buffer).cast("B") for buffer in buffers]
+        if any(view.readonly for view in views):
+            raise TypeError("recvmsg_into() argument 1 must be an iterable of single-segment read-write buffers")
         data, done = self.recv(sum(map(len, views)), flags), 0
         for view in views:
             piece = data[done:done + len(view)]

@@ -22,6 +22,7 @@ from shmstack._jit import copy, kernel, load, load_acquire, store, store_release
 from shmstack.shm.layout import DIRECTION
 
 _D = DIRECTION.at
+BOUNDS = 4                           # places for bounds; more than that are never outstanding
 
 
 @kernel
@@ -90,8 +91,9 @@ def consume(direction, head):
 @kernel
 def readable(direction, head, capacity):
     """Return how many bytes the ring holds from `head` to the tail or the next bound, or -1 for garbage."""
-    end = lane_end(direction)
+    # The tail first: a bound is set before the tail goes past it, so a tail that is seen shows all bounds before it.
     tail = load_acquire(direction + _D.tail)                                     # SYNC tail
+    end = lane_end(direction)
     if end >= 0 and end < tail:
         tail = end
     size = tail - head
@@ -121,7 +123,9 @@ def lane_end(direction):
 @kernel
 def pass_bounds(direction, head):
     """Step through every bound that stands at `head`; return the receiver's lane: 0 kernel, 1 ring."""
-    while lane_end(direction) == head:
+    for _ in range(BOUNDS):
+        if lane_end(direction) != head:
+            break
         store_release(direction + _D.passed, load(direction + _D.passed) + 1)
     return load(direction + _D.passed) & 1
 

@@ -213,6 +213,8 @@ def recv_kernel(h, rx, to, size, flags):
     """Receive from the kernel lane, not past its end; return the count (0: end of stream) or -errno."""
     head, end = load(rx + _D.head), lane_end(rx)
     if end >= 0:
+        if end <= head:                                      # the bound was set just now, or is garbage
+            return -EAGAIN if end == head else -ECONNRESET
         size = min(size, end - head)
     got = _recv(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
     if got < 0:

@@ -16,7 +16,7 @@ import os
 import socket as _stdlib
 import struct
 import weakref
-from operator import index
+from operator import index as _index
 from socket import *  # noqa: F403
 from typing import Any
 
@@ -38,7 +38,17 @@ SO_RCVLOWAT = _stdlib.SO_RCVLOWAT
 _PIECE = 1 << 18
 
 
-class socket(_base):  # type: ignore[misc, valid-type]  # noqa: N801
+class _Kind(type):
+    """Sockets that the program has from elsewhere (TLS sockets, those made before us) are sockets all the same."""
+
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return type.__instancecheck__(cls, thing) or (cls is socket and isinstance(thing, _base))
+
+    def __subclasscheck__(cls, kind: Any) -> bool:
+        return type.__subclasscheck__(cls, kind) or (cls is socket and issubclass(kind, _base))
+
+
+class socket(_base, metaclass=_Kind):
     __doc__ = _base.__doc__
     __slots__ = ("_handle", "_endpoint", "_records", "_listens")
 
@@ -73,14 +83,15 @@ class socket(_base):  # type: ignore[misc, valid-type]  # noqa: N801
     def _take(self, end: Endpoint) -> None:
         self._endpoint, end.owner = end, weakref.ref(self)
         self._handle = end.handle
-        _held[lifeline.cookie(self)] = end
+        end.cookie = lifeline.cookie(self)
+        _held[end.cookie] = end
 
     def _drop(self) -> Endpoint | None:
         end, self._endpoint = self._endpoint, None
         if end is not None:
             del self._handle
-            for cookie in [cookie for cookie, held in _held.items() if held is end]:
-                del _held[cookie]
+            if _held.get(end.cookie) is end:
+                del _held[end.cookie]
         return end
 
     def __repr__(self) -> str:
@@ -263,12 +274,12 @@ class socket(_base):  # type: ignore[misc, valid-type]  # noqa: N801
         return self.recv_into(buffer, nbytes, flags), None
 
     def recvmsg(self, size: int, ancbufsize: int = 0, flags: int = 0) -> tuple[bytes, list[Any], int, Any]:
-        if self._endpoint is None or index(flags) & ~_UNCHANGED_FLAGS or index(ancbufsize) < 0:
+        if self._endpoint is None or _index(flags) & ~_UNCHANGED_FLAGS or _index(ancbufsize) < 0:
             return _base.recvmsg(self, size, ancbufsize, flags)
         return self.recv(size, flags), [], 0, None
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> tuple[int, list[Any], int, Any]:
-        if self._endpoint is None or index(flags) & ~_UNCHANGED_FLAGS or index(ancbufsize) < 0:
+        if self._endpoint is None or _index(flags) & ~_UNCHANGED_FLAGS or _index(ancbufsize) < 0:
             return _base.recvmsg_into(self, buffers, ancbufsize, flags)
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         if any(view.readonly for view in views):

@@ -64,6 +64,7 @@ class Endpoint:
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
         self.offer: str | None = None
         self.owner: Callable[[], Any] = _nobody               # the socket object, or None
+        self.cookie = 0
         self.shut = self.free_after = False
         self.handle = handle = native.allocate(HANDLE.size)
         self._point()
@@ -133,6 +134,8 @@ class Endpoint:
         native = _native.call
         native.store(self.handle + _H.bell, bell)
         before = native.swap(self.rx + _D.bell, bell)
+        if before == FUTEX:
+            native.wake(self.rx + _D.bell)                    # a thread of ours sleeps there
         if bell == KERNEL and before != KERNEL and self.joined:
             native.barrier()
             self.ask_spill()
@@ -201,6 +204,8 @@ class Endpoint:
         whole = whole or (waits and timeout < 0)
         end = time.monotonic_ns() + timeout if timeout > 0 else 0
         extra = 0 if waits else _OVERFLOW
+        if self.shut:
+            raise self.sending_error(errno.EPIPE, flags)
         if not view:
             return sent
         while True:
@@ -340,7 +345,7 @@ class Endpoint:
             native.store(self.tx + _D.fin, 1)
             self.happened(Event.CLOSE)
             self.happened(Event.ACK_OF_FIN)
-            native.store(self.tx + _D.kernel, 1)              # a later send is the kernel's to refuse
+            native.store(self.handle + _H.shut, 1)
             native.announce(self.handle, self.tx)
 
     def shutdown_receive(self) -> None:

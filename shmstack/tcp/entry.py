@@ -314,7 +314,7 @@ def recv_into(self, args, n, names):
 @kernel
 def quick_send(h, buffer):
     """Send from `buffer`, an object; return size << 32 | count sent, or -1 with nothing sent: take the slow way."""
-    if load(h + _H.failed) or not peer_takes(h):
+    if load(h + _H.failed) or load(h + _H.shut) or not peer_takes(h):
         return -1
     view = scratch()
     if _get_buffer(buffer, view, 0) < 0:

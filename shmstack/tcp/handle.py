@@ -36,5 +36,6 @@ HANDLE = Struct("Handle", {
     "failed":     "an errno that every call now gives, 0 if none",
     "waiters":    "address of the stack's waiters",
     "waiter_size": "bytes from one waiter to the next",
+    "shut":       "1: this end said that it sends no more",
     "held_spin":  "spins before the GIL is given up",
 })

@@ -13,25 +13,27 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from perf import machine, report
+from perf import machine, report, targets
 from perf.rows import Options, Row
 from perf.transports import CATALOGUE
 
 # Name on the command line -> module.  The order is that of `all`: what people look at first, first.
 WORKLOADS = {
-    "pingpong": "pingpong",
-    "stream": "stream",
-    "connect": "connect",
-    "fanin": "fanin",
-    "asyncio": "aio",
-    "requests": "http",
-    "mp": "mp",
-    "oversubscribed": "oversubscribed",
-    "idle": "idle",
-    "startup": "startup",
-    "memory": "memory",
-    "migrate": "migrate",
-    "jit": "jit",
+    "pingpong": "pingpong:run",
+    "openloop": "pingpong:run_open",
+    "asleep": "pingpong:run_asleep",
+    "jit": "jit:run",
+    "stream": "stream:run",
+    "connect": "connect:run",
+    "fanin": "fanin:run",
+    "asyncio": "aio:run",
+    "requests": "http:run",
+    "mp": "mp:run",
+    "oversubscribed": "oversubscribed:run",
+    "idle": "idle:run",
+    "startup": "startup:run",
+    "memory": "memory:run",
+    "migrate": "migrate:run",
 }
 SIZES = (1, 64, 512, 4096, 65536, 1 << 20, 8 << 20)
 
@@ -115,7 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = measure(names, options)
     except KeyboardInterrupt:
         return 130
-    finish(rows, about, args.json, args.plot)
+    verdicts = targets.judge(rows) if whole else []
+    if args.json:
+        print(report.as_json(rows, about, verdicts))
+    else:
+        report.show(rows, about)
+        if verdicts:
+            report.draw("targets", targets.HEAD, [targets.cells(one) for one in verdicts])
+    if args.plot:
+        from perf import plot
+
+        print(f"drawn: {plot.draw(rows, about, args.plot)}", file=sys.stderr)
     return 0
 
 
@@ -126,19 +138,8 @@ def measure(names: Sequence[str], options: Options) -> list[Row]:
     try:
         for name in names:
             progress.begin(name)
-            rows += importlib.import_module(f"perf.{WORKLOADS[name]}").run(options, progress)
+            module, _, function = WORKLOADS[name].partition(":")
+            rows += getattr(importlib.import_module(f"perf.{module}"), function)(options, progress)
     finally:
         progress.end()
     return rows
-
-
-def finish(rows: list[Row], about: dict[str, object], as_json: bool, plot: str | None) -> None:
-    """Print rows and draw the picture."""
-    if as_json:
-        print(report.as_json(rows, about, []))
-    else:
-        report.show(rows, about)
-    if plot:
-        from perf import plot as drawing
-
-        print(f"drawn: {drawing.draw(rows, about, plot)}", file=sys.stderr)

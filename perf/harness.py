@@ -29,6 +29,7 @@ from perf.transports import CATALOGUE, Transport
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 100_000  # messages a turn, where nothing else is said
+TURN_S = 20.0  # a turn that should take a quarter of a second
 START_S = 90.0  # a worker's first answer; numba may compile the kernels of an empty cache
 
 
@@ -62,7 +63,7 @@ class Worker:
             self._child.stdin.write(json.dumps(fields).encode() + b"\n")
             self._child.stdin.flush()
 
-    def hear(self, timeout_s: float = 60.0) -> dict[str, Any]:
+    def hear(self, timeout_s: float = TURN_S) -> dict[str, Any]:
         """Return the next object that the worker says; raise WorkerFailed if there is none."""
         assert self._child.stdout is not None
         handle, ends = self._child.stdout.fileno(), time.monotonic() + timeout_s
@@ -190,7 +191,7 @@ class Pair:
             self.server.say(**order)
             self.client.say(**order)
 
-    def finish(self, timeout_s: float = 60.0) -> dict[str, Any]:
+    def finish(self, timeout_s: float = TURN_S) -> dict[str, Any]:
         """Return the client's answer with both sides' `cpu_ns`; empty if `missing` says why."""
         if self.missing:
             return {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, TextIO
 
@@ -89,19 +89,21 @@ def show(rows: list[Row], about: dict[str, Any], out: TextIO | None = None) -> N
     print(machine.line(about), file=out)
     for group in groups(rows):
         table = [cells(row, group) for row in group]
-        used = [i for i in range(len(HEAD)) if any(line[i].strip("-") for line in table)]
+        used = [i for i in range(len(HEAD)) if i < 2 or any(line[i].strip("-") for line in table)]
         head = f"{group[0].workload}: {group[0].case}"
         if all(row.value == row.p50 for row in group if not row.missing) and 2 in used:
             used.remove(1)  # a latency's figure is its p50
             head += f", {group[0].unit}"
-        _draw(head, [HEAD[i] for i in used], [[line[i] for i in used] for line in table], out)
+        draw(head, [HEAD[i] for i in used], [[line[i] for i in used] for line in table], out)
         for row in group:
             if row.missing or row.note:
                 note = f"not available: {row.missing}" if row.missing else row.note
                 print(f"  {title(row)}: {note}", file=out)
 
 
-def _draw(head: str, columns: list[str], table: list[list[str]], out: TextIO) -> None:
+def draw(head: str, columns: Sequence[str], table: list[list[str]], out: TextIO | None = None) -> None:
+    """Print one table: texts, the first column to the left, the others to the right."""
+    out = out or sys.stdout
     if out.isatty():
         try:
             from rich.console import Console

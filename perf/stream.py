@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from perf.harness import Crew, Pair
 from perf.rates import Case, measure
 from perf.rows import Options, Row, Say, human
-from perf.transports import CATALOGUE, PEERS
+from perf.transports import CATALOGUE
 
 if TYPE_CHECKING:
     from perf.worker import Link
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NAME = "stream"
 SIZES = (64, 64 * 1024, 1 << 20)
 NAMES = ("kernel-blocking", "kernel-nodelay", "unix", "mp-pipe", "shmstack", "shmstack-spin")
+STREAMING = ("zmq-ipc", "membridge")  # the peers that carry a stream without losing any of it
 MOST = 4_000_000
 
 
@@ -66,7 +67,7 @@ def client(link: Link, cfg: dict[str, Any]) -> None:
 
 def run(options: Options, say: Say) -> list[Row]:
     """Measure each size over the main transports and the peers installed."""
-    here = tuple(name for name in PEERS if not CATALOGUE[name].missing() and name != "sockperf")
+    here = tuple(name for name in STREAMING if not CATALOGUE[name].missing())
     rows: list[Row] = []
     with Crew(options) as crew:
         pairs = []

@@ -7,6 +7,7 @@ the next one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import select
 import socket
@@ -30,8 +31,11 @@ class Net:
         self.face = face
         self.accelerated = face == "shmstack"
         self.socket = importlib.import_module("shmstack.socket") if self.accelerated else socket
-        self.select = importlib.import_module("shmstack.select") if self.accelerated else select
         self._open = contextlib.ExitStack()
+
+    @functools.cached_property
+    def select(self):
+        return importlib.import_module("shmstack.select") if self.accelerated else select
 
     def keep(self, sock):
         """Close `sock` when the test ends; return it."""

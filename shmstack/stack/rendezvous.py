@@ -25,6 +25,7 @@ _P, _T, _BELL = PAIR.at, TCB.at, DIRECTION.at.bell
 _ADAPTIVE_SPIN_NS = 50_000
 _log = logging.getLogger("shmstack")
 _ANY = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+_LOOPBACK_6 = bytes(15) + b"\1"
 
 
 def spin_ns(where: str) -> int:
@@ -49,7 +50,8 @@ def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:
 def publish(sock: Any) -> list[str]:
     """Record that `sock` listens; return the paths of the records (two for a dual-stack wildcard)."""
     chosen = names.options()
-    if not chosen.tcp or chosen.tcp_listen_handover or sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)[:1] > b"\0":
+    to_device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)[:1] > b"\0"
+    if not chosen.tcp or chosen.tcp_listen_handover or to_device:
         return []
     stack = names.current(sock)
     if stack is None or stack.server == 0:
@@ -71,6 +73,21 @@ def _record(netns: int, family: int, where: bytes, port: int) -> directory.Liste
         if found is not None:
             return found
     return None
+
+
+def _is_local(family: int, where: bytes) -> bool:
+    """Return whether this address is of this host: a wildcard listener's record matches any.
+
+    Only those can be bound to.  Addresses of the loopback network need no asking.
+    """
+    if (where[0] == 127 and family == socket.AF_INET) or where in (_ANY[family], _LOOPBACK_6):
+        return True
+    with lifeline._plain(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((socket.inet_ntop(family, where), 0))
+        except OSError:
+            return False
+    return True
 
 
 def _owner_listens(record: directory.Listening, family: int, host: str, port: int, netns: int) -> bool:
@@ -109,7 +126,7 @@ def _offer(sock: Any, address: Any) -> Endpoint | None:
         return None                                          # a host name, or an error for the kernel to report
     netns = lifeline.netns(sock)
     record = _record(netns, family, where, port)
-    if record is None:
+    if record is None or not _is_local(family, where):
         _refuse(names.existing(sock), "not_no_listener")
         return None
     mine = names.current(sock)

@@ -1,0 +1,254 @@
+"""What a steered process can do (see `process`): sockets are known by a name of the test's choice."""
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import pickle
+import random
+import signal
+import struct
+import sys
+import threading
+
+import shmstack.socket as socket
+from shmstack import _native
+from shmstack.shm.layout import COUNTERS, DIRECTION, HEADER
+from shmstack.stack import names
+from shmstack.stack.stack import attached
+
+held = {}                            # name -> socket
+HOST = "127.0.0.1"
+NEWUSER, NEWNET = 0x10000000, 0x40000000
+
+
+# ---- sockets -------------------------------------------------------------------------------------------------
+
+def listen(host=HOST, name="listener", port=0, dual=None):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    held[name] = sock = socket.socket(family)
+    if dual is not None:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, port))
+    sock.listen()
+    return sock.getsockname()
+
+
+def connect(address, name="one", bind=None):
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    held[name] = sock = socket.socket(family)
+    if bind is not None:
+        sock.bind((bind, 0))
+    sock.connect(tuple(address))
+    return sock.getsockname()
+
+
+def accept(name="one", listener="listener"):
+    held[name], address = held[listener].accept()
+    return address
+
+
+def send(data, name="one", times=1):
+    for _ in range(times):
+        held[name].sendall(data)
+
+
+def receive(size, name="one"):
+    return held[name].recv(size, socket.MSG_WAITALL)
+
+
+def receive_all(name="one"):
+    """Return (everything up to the end, how it ended: "EOF" or an errno's name)."""
+    got = bytearray()
+    while True:
+        try:
+            piece = held[name].recv(1 << 16)
+        except OSError as error:
+            return bytes(got), errno.errorcode[error.errno]
+        if not piece:
+            return bytes(got), "EOF"
+        got += piece
+
+
+def send_until_error(name="one"):
+    """Send until that fails; return the errno's name."""
+    try:
+        while True:
+            held[name].send(bytes(1000))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+
+def close(name="one"):
+    held.pop(name).close()
+
+
+def attempt(act, *args):
+    """Return what the act returned, or the errno's name of the OSError that it raised."""
+    try:
+        return globals()[act](*args)
+    except OSError as error:
+        return errno.errorcode.get(error.errno, repr(error))
+
+
+# ---- streams -------------------------------------------------------------------------------------------------
+
+def _messages(seed, total):
+    chance = random.Random(seed)
+    while total:
+        size = min(total, int(2 ** chance.uniform(0, 18)))
+        yield chance.randbytes(size)
+        total -= size
+
+
+def _check(sock, seed, total):
+    room = memoryview(bytearray(1 << 18))
+    for number, message in enumerate(_messages(seed, total)):
+        got = 0
+        while got < len(message):
+            new = sock.recv_into(room[got:len(message)])
+            if not new:
+                raise EOFError(f"message {number} ends after {got} of {len(message)} bytes")
+            got += new
+        if room[:got] != message:
+            raise ValueError(f"message {number} of {got} bytes is another one")
+
+
+def stream(out, into, total, name="one"):
+    """Send the messages drawn with seed `out` and check those of seed `into` at the same time; return the total."""
+    sock, failure = held[name], []
+
+    def sending():
+        try:
+            for message in _messages(out, total):
+                sock.sendall(message)
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=sending, daemon=True)
+    thread.start()
+    _check(sock, into, total)
+    thread.join()
+    if failure:
+        raise failure[0]
+    return total
+
+
+def answer(size, times, name="one"):
+    """Send back `times` messages of `size` bytes."""
+    sock = held[name]
+    for _ in range(times):
+        sock.sendall(sock.recv(size, socket.MSG_WAITALL))
+
+
+def ask(size, times, name="one"):
+    """Send `times` messages and wait for each to come back."""
+    sock, data = held[name], bytes(size)
+    for _ in range(times):
+        sock.sendall(data)
+        if sock.recv(size, socket.MSG_WAITALL) != data:
+            raise ValueError("another answer")
+
+
+# ---- what is where -------------------------------------------------------------------------------------------
+
+def home(name="one"):
+    """Return (stack, tx lane, rx lane) of a socket, None for a kernel socket."""
+    end = held[name]._endpoint
+    return None if end is None else (end.stack.name, *end.lanes())
+
+
+def own_stack(name="one"):
+    stack = names.current(held[name])
+    return stack and stack.name
+
+
+def counters():
+    """Return the counters that are not 0, added over all stacks of this process."""
+    found = {}
+    for stack in attached():
+        for index, counter in enumerate(COUNTERS):
+            number = _native.call.load(stack.segment.base + HEADER.at.counters + 8 * index)
+            if number:
+                found[counter] = found.get(counter, 0) + number
+    return found
+
+
+def take_lock(which, name="one"):
+    """Take the lock of what this end sends ("tx_lock") or receives ("rx_lock") and keep it."""
+    end = held[name]._endpoint
+    direction = end.tx if which == "tx_lock" else end.rx
+    return _native.call.take(direction + getattr(DIRECTION.at, which), end.stack.holder)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ---- network namespaces --------------------------------------------------------------------------------------
+
+def unshare():
+    """Go to a network namespace of our own, with its loopback device up; return its path."""
+    flags = NEWNET if os.geteuid() == 0 else NEWNET | NEWUSER
+    if ctypes.CDLL(None, use_errno=True).unshare(flags):
+        raise OSError(ctypes.get_errno(), "unshare")
+    address("lo", "127.0.0.1")
+    return f"/proc/{os.getpid()}/ns/net"
+
+
+def address(device, host):
+    """Give a device an IPv4 address and start it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for number, data in (
+                (0x8916, struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(host))),             # SIOCSIFADDR
+                (0x891C, struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton("255.255.255.0"))),  # SIOCSIFNETMASK
+                (0x8914, struct.pack("H14x", 0x1 | 0x40))):                                             # SIOCSIFFLAGS
+            fcntl.ioctl(sock, number, device.encode().ljust(16, b"\0") + data)
+
+
+def _attribute(kind, data):
+    return struct.pack("HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def veth(host, pid):
+    """Make a pair of Ethernet devices, veth0 here with address `host`, veth1 in the namespace of process `pid`."""
+    device = bytes(16)                                                                   # struct ifinfomsg
+    peer = device + _attribute(3, b"veth1\0") + _attribute(19, struct.pack("I", pid))    # IFLA_IFNAME, NET_NS_PID
+    info = _attribute(1, b"veth\0") + _attribute(2, _attribute(1, peer))                 # INFO_KIND, DATA, VETH_INFO_PEER
+    body = device + _attribute(3, b"veth0\0") + _attribute(18, info)                     # IFLA_LINKINFO
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as link:
+        # RTM_NEWLINK; NLM_F_REQUEST, ACK, CREATE, EXCL
+        link.send(struct.pack("IHHII", 16 + len(body), 16, 0x605, 1, 0) + body)
+        failed = -struct.unpack_from("i", link.recv(4096), 16)[0]
+    if failed:
+        raise OSError(failed, os.strerror(failed))
+    address("veth0", host)
+
+
+def enter(path):
+    with open(path) as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+
+
+def main():
+    import faulthandler
+    faulthandler.enable()
+    out, asked = os.dup(1), sys.stdin.buffer
+    os.dup2(2, 1)
+    while head := asked.read(4):
+        act, args, options = pickle.loads(asked.read(struct.unpack("I", head)[0]))
+        try:
+            answer = True, globals()[act](*args, **options)
+            data = pickle.dumps(answer)
+        except BaseException as error:
+            import traceback
+            traceback.print_exc()
+            data = pickle.dumps((False, error))
+        os.write(out, struct.pack("I", len(data)) + data)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,6 +37,7 @@ VERSION = 1
 MAGIC = 0x6B6361_74736D6873          # "shmstack"
 LINES = 128                           # a pair of cache lines
 PAGE = 4096
+COPY, REBUILD, ZERO = "copy", "rebuild", "zero"   # a field of a connection that moves: taken along, made anew, left empty
 
 
 class Struct:
@@ -47,6 +48,7 @@ class Struct:
     name : str
     fields : mapping
         name -> documentation (a number), or name -> (bytes, documentation) for text and arrays of numbers.
+        Where a connection's field goes when it moves is the last item of its tuple: COPY, REBUILD or ZERO.
         A name that starts with "_" and maps to None opens a new pair of cache lines.
     size : int, optional
         Total size in bytes; the fields must fit.
@@ -54,12 +56,16 @@ class Struct:
 
     def __init__(self, name: str, fields: Mapping[str, Any], size: int | None = None) -> None:
         self.name, self.fields = name, {}
+        self.moves: dict[str, str] = {}
         offset = 0
         for field, what in fields.items():
             if what is None:
                 offset = -(-offset // LINES) * LINES
                 continue
-            width, doc = what if isinstance(what, tuple) else (8, what)
+            items: list[Any] = list(what) if isinstance(what, tuple) else [what]
+            if items[-1] in (COPY, REBUILD, ZERO):
+                self.moves[field] = items.pop()
+            width, doc = items if len(items) == 2 else (8, items[0])
             self.fields[field] = (offset, width, doc)
             offset += -(-width // 8) * 8
         self.size = size or offset
@@ -76,7 +82,8 @@ class Struct:
                             "itemsize": self.size})
 
     def __str__(self) -> str:
-        rows = [f"  {at:5} {width:4}  {field:12} {doc}" for field, (at, width, doc) in self.fields.items()]
+        rows = [f"  {at:5} {width:4}  {self.moves.get(field, '-'):7}  {field:12} {doc}"
+                for field, (at, width, doc) in self.fields.items()]
         return "\n".join([f"{self.name} ({self.size} bytes)", *rows])
 
 
@@ -129,52 +136,54 @@ PROCESS = Struct("Process", {
 PROCESSES_MAX = 512
 
 TCB = Struct("TCB", {
-    "state":      "RFC 9293 state, see tcp.state",
-    "iss":        "initial send sequence number (uint32)",
-    "mss":        "what TCP_MAXSEG says of the lifeline",
-    "holders":    "how many processes (and duplicates) hold this end",
-    "cookie":     "SO_COOKIE of the lifeline's socket at this end",
-    "uid":        "effective uid of the process that opened this end",
-    "pid":        "pid of that process",
-    "lane_wish":  "1: wants its input in the ring when it next looks",
-    "moves":      "how often this end was moved to another stack",
+    "state":      ("RFC 9293 state, see tcp.state", COPY),
+    "iss":        ("initial send sequence number (uint32)", COPY),
+    "mss":        ("what TCP_MAXSEG says of the lifeline", COPY),
+    "holders":    ("how many processes (and duplicates) hold this end", COPY),
+    "cookie":     ("SO_COOKIE of the lifeline's socket at this end", COPY),
+    "uid":        ("effective uid of the process that opened this end", COPY),
+    "pid":        ("pid of that process", COPY),
+    "lane_wish":  ("1: wants its input in the ring when it next looks", COPY),
+    "moves":      ("how often this end was moved to another stack", REBUILD),
 }, size=128)
 
 DIRECTION = Struct("Direction", {
-    "tail":       "position after the last byte sent (SND.NXT - ISS); written by the sender",
+    "tail":       ("position after the last byte sent (SND.NXT - ISS); written by the sender", COPY),
     "_head":      None,
-    "head":       "position of the next unread byte (SND.UNA - ISS); written by the receiver",
+    "head":       ("position of the next unread byte (SND.UNA - ISS); written by the receiver", COPY),
     "_bell":      None,
-    "bell":       "where the receiver looks next, see ring.doorbell",
-    "passed":     "bounds that the receiver has gone through",
+    "bell":       ("where the receiver looks next, see ring.doorbell", REBUILD),
+    "passed":     ("bounds that the receiver has gone through", COPY),
     "_sender":    None,
-    "nb":         "bounds that the sender has set; odd: it now writes to the ring",
-    "fin":        "1: nothing comes after tail",
-    "backed":     "bytes of the ring that have memory behind them",
-    "stalled":    "1: the sender sleeps on this word until there is room",
-    "kernel":     "1: after the last bound everything is in the kernel lane, for good and uncounted",
-    "bound0":     "position at which the lane changes",
-    "bound1":     "", "bound2": "", "bound3": "",
+    "nb":         ("bounds that the sender has set; odd: it now writes to the ring", COPY),
+    "fin":        ("1: nothing comes after tail", COPY),
+    "backed":     ("bytes of the ring that have memory behind them", REBUILD),
+    "stalled":    ("1: the sender sleeps on this word until there is room", ZERO),
+    "kernel":     ("1: after the last bound everything is in the kernel lane, for good and uncounted", COPY),
+    "bound0":     ("position at which the lane changes", COPY),
+    "bound1":     ("", COPY), "bound2": ("", COPY), "bound3": ("", COPY),
     "_tx":        None,
-    "tx_lock":    "who sends: 0 or owner, see ring.lock",
-    "head_cache": "the senders' last sight of head",
+    "tx_lock":    ("who sends: 0, owner (see ring.lock) or MOVED_LOCK", ZERO),
+    "head_cache": ("the senders' last sight of head", REBUILD),
     "_rx":        None,
-    "rx_lock":    "who receives",
+    "rx_lock":    ("who receives", ZERO),
 }, size=6 * LINES)
 
+MOVED_LOCK = 1 << 40                  # holder of all locks of a pair that was moved away: nobody gets in any more
+
 PAIR = Struct("Pair", {
-    "state":      "0 free, 1 offered, 2 established, 3 moved away, 4 withdrawn",
-    "generation": "grows each time the slot is taken; an offer names it",
-    "next":       "free list: index + 1",
-    "closed":     "bit per side: this end is done with the pair",
-    "family":     "AF_INET or AF_INET6",
-    "ports":      "client's port << 16 | server's port",
-    "client_ip":  (16, "network order"),
-    "server_ip":  (16, "network order"),
-    "created_ns": "CLOCK_REALTIME",
-    "forward_at": "pair number in the stack named by forward",
-    "forward_generation": "and its generation",
-    "forward":    (32, "name of the stack that the pair was moved to"),
+    "state":      ("0 free, 1 offered, 2 established, 3 moved away, 4 withdrawn", REBUILD),
+    "generation": ("grows each time the slot is taken; an offer names it", REBUILD),
+    "next":       ("free list: index + 1", ZERO),
+    "closed":     ("bit per side: this end is done with the pair", COPY),
+    "family":     ("AF_INET or AF_INET6", COPY),
+    "ports":      ("client's port << 16 | server's port", COPY),
+    "client_ip":  (16, "network order", COPY),
+    "server_ip":  (16, "network order", COPY),
+    "created_ns": ("CLOCK_REALTIME", COPY),
+    "forward_at": ("pair number in the stack named by forward", ZERO),
+    "forward_generation": ("and its generation", ZERO),
+    "forward":    (32, "name of the stack that the pair was moved to", ZERO),
 }, size=2 * LINES)
 
 PAIR_TCB = PAIR.size                                     # TCB of side 0, then of side 1

@@ -173,7 +173,7 @@ class Segment:
 
     def alive(self, slot: int) -> bool:
         """Return whether the process that holds `slot` exists."""
-        return slot == self.slot or _lock(self.fd, slot, fcntl.F_WRLCK, command=_OFD_GETLK) != fcntl.F_UNLCK
+        return slot == self.slot or held(self.fd, slot)
 
     def others(self) -> bool:
         """Return whether any other process uses the object."""
@@ -251,6 +251,11 @@ def grant(fd: int, share_with: int) -> None:
 def in_use(fd: int) -> bool:
     """Return whether a process holds a slot of the object."""
     return _lock(fd, 0, fcntl.F_WRLCK, PROCESSES_MAX, _OFD_GETLK) != fcntl.F_UNLCK
+
+
+def held(fd: int, slot: int) -> bool:
+    """Return whether a living process holds this slot; `fd` may be open for reading only."""
+    return _lock(fd, slot, fcntl.F_WRLCK, command=_OFD_GETLK) != fcntl.F_UNLCK
 
 
 def names() -> Iterator[str]:

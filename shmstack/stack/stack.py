@@ -84,7 +84,7 @@ class Stack:
         with _turn:
             for _ in range(100):
                 mine = _attached.get(full)
-                if mine is not None and mine.pid == os.getpid():
+                if mine is not None and mine.in_use:
                     return mine
                 try:
                     return cls.create(full, netns, options)
@@ -109,7 +109,7 @@ class Stack:
         """Return the existing stack with this full name; raise StackNotFound, StackDenied, LayoutMismatch."""
         with _turn:
             mine = _attached.get(full)
-            if mine is not None and mine.pid == os.getpid():
+            if mine is not None and mine.in_use:
                 return mine
             return cls(Segment.attach(full, owners))
 
@@ -126,6 +126,11 @@ class Stack:
         native.store(at + _S.start_ns, time.time_ns())
         native.fetch_add(at + _S.uses, 1)
         native.store(at + _S.pid, os.getpid())
+
+    @property
+    def in_use(self) -> bool:
+        """Whether this process holds a slot of it."""
+        return self.pid == os.getpid() and self.segment.fd >= 0
 
     def after_fork(self) -> None:
         """In a new child: become a user of our own."""

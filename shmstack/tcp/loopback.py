@@ -172,8 +172,7 @@ def mark(waiter, endpoint):
     """Set the endpoint's bit in a waiter's map (SYNC ready)."""
     word = waiter + _MAP + 8 * (endpoint >> 6)
     bit = 1 << (endpoint & 63)
-    if load_acquire(word) & bit == 0:
-        fetch_or(word, bit)
+    fetch_or(word, bit)                      # also when it is set: see tcp.ready
     if load_acquire(waiter + _W.summary) == 0:
         store_release(waiter + _W.summary, 1)
     return 0

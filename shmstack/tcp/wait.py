@@ -12,10 +12,11 @@ from numba import types
 
 from shmstack._jit import (
     cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, store, store_release, swap)
-from shmstack.ring.doorbell import FUTEX, KERNEL, RING, barrier, now_ns, sleep
+from shmstack.ring.doorbell import FUTEX, KERNEL, RING, WAITER, barrier, now_ns, sleep
 from shmstack.ring.stream import lane_end, room
 from shmstack.shm.layout import DIRECTION, PAIR
 from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.loopback import mark
 
 _D, _H, _P = DIRECTION.at, HANDLE.at, PAIR.at
 ESTABLISHED = 2                      # PAIR.state
@@ -102,6 +103,17 @@ def sleep_arrived(h, limit_ns):
 
 
 @kernel
+def settle(h):
+    """After a wait: the poller that looks after this endpoint takes over again, and looks once."""
+    bell = load(h + _H.bell)
+    store_release(load(h + _H.rx) + _D.bell, bell)
+    barrier()                                                                    # SYNC asleep
+    waiter = load(h + _H.waiters) + (bell - WAITER & 63) * load(h + _H.waiter_size)
+    mark(waiter, 2 * load(h + _H.pair_index) + load(h + _H.side))
+    return 0
+
+
+@kernel
 def wait_arrived(h, limit_ns):
     """Wait until a receive would find something, at most `limit_ns`; return 1, or 0 at the limit.
 
@@ -110,7 +122,7 @@ def wait_arrived(h, limit_ns):
     rx = load(h + _H.rx)
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
     if joined and load(rx + _D.bell) == KERNEL:
-        store_release(rx + _D.bell, RING)
+        store_release(rx + _D.bell, load(h + _H.bell) if load(h + _H.bell) >= WAITER else RING)
     lane = in_ring(h)
     if lane and spin_arrived(h, load(h + _H.held_spin)):
         return 1
@@ -122,6 +134,8 @@ def wait_arrived(h, limit_ns):
         came = spin_arrived_ns(h, spin)
     if not came and limit_ns > spin:
         came = sleep_arrived(h, limit_ns - spin)
+    if load(h + _H.bell) >= WAITER:
+        settle(h)
     _restore_thread(state)
     fetch_add(h + _H.users, -1)
     return came

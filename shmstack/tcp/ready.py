@@ -1,0 +1,204 @@
+"""Readiness without a system call: who of many can be read, and a spin over all of them.
+
+Two shapes of "many", both lists in private memory, made by `stack.waiter` and `stack.crowd`:
+
+    waiters   count | (address of a waiter, first word, last word + 1) ...     an epoll object's, one a stack
+    crowd     (handle, answer) ...                                             the sockets of one poll or select
+
+A waiter's map is written by the senders (`loopback.mark`): one bit an endpoint, and `summary` says that some bit is
+set.  Taking bits and looking at what they stand for may cross with a sender that sets them again:
+
+# SYNC ready: (tail; set the bit; summary) against (clear the summary; take the bits; look at tail)
+
+Both sides change the word by an atomic, so one comes after the other there: either the sender's bit is new and is
+found next time, or the taker sees the sender's tail.  A sender may therefore never skip the bit for being set.
+
+# SYNC asleep: (asleep := 1; membarrier; look at the summary) against (bit; look at asleep)
+
+What is ready here is only what the ring holds.  The kernel lane, the end of a stream and errors are the kernel's to
+report, so whoever calls this asks the kernel too, now and then.
+"""
+from __future__ import annotations
+
+from numba import types
+
+from shmstack._jit import cas, extern, fetch_add, fetch_or, kernel, load, load_acquire, pause, scratch, store, \
+    store_release, swap
+from shmstack.ring.doorbell import FUTEX, KERNEL, now_ns
+from shmstack.shm.layout import DIRECTION, WAITER
+from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.wait import in_ring
+
+_D, _H, _W = DIRECTION.at, HANDLE.at, WAITER.at
+_MAP = WAITER.size
+_ENTRY = 24                          # bytes of one waiter in its list
+HELD_SPINS = 200                     # looks before the GIL is given up
+POLLIN = 1
+
+_save_thread = extern("PyEval_SaveThread", types.int64)
+_restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
+_poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
+
+
+@kernel
+def ring_ready(h):
+    """Return 1 if a receive would get bytes from the ring."""
+    rx = load(h + _H.rx)
+    if load(h + _H.dead) or load_acquire(rx + _D.tail) == load_acquire(rx + _D.head):
+        return 0
+    return in_ring(h)
+
+
+# ---- waiters -------------------------------------------------------------------------------------------------
+
+@kernel
+def take_bits(word, place, out, room):
+    """Move the bits of one word of a map to `out` as numbers from `place`; return how many, at most `room`."""
+    bits = swap(word, 0)                                                         # SYNC ready
+    found = 0
+    for bit in range(64):
+        if bits >> bit & 1:
+            if found == room:
+                fetch_or(word, 1 << bit)
+            else:
+                store(out + 8 * found, place + bit)
+                found += 1
+    return found
+
+
+@kernel
+def collect(waiters, out, room):
+    """Write who was marked to `out`, each as index in the list << 32 | endpoint; return how many, at most `room`."""
+    found = 0
+    for i in range(load(waiters)):
+        entry = waiters + 8 + _ENTRY * i
+        waiter = load(entry)
+        if load_acquire(waiter + _W.summary) == 0:
+            continue
+        swap(waiter + _W.summary, 0)
+        for word in range(load(entry + 8), load(entry + 16)):
+            at = waiter + _MAP + 8 * word
+            if load_acquire(at) != 0:
+                found += take_bits(at, i << 32 | word << 6, out + 8 * found, room - found)
+        if found == room:
+            store_release(waiter + _W.summary, 1)            # there may be more: look again
+    return found
+
+
+@kernel
+def marked(waiters):
+    """Return 1 if somebody was marked."""
+    for i in range(load(waiters)):
+        if load_acquire(load(waiters + 8 + _ENTRY * i) + _W.summary):
+            return 1
+    return 0
+
+
+@kernel
+def set_asleep(waiters, value):
+    """Say that the poller sleeps in the kernel, or that it doesn't."""
+    for i in range(load(waiters)):
+        swap(load(waiters + 8 + _ENTRY * i) + _W.asleep, value)
+    return 0
+
+
+@kernel
+def kernel_ready(fd):
+    """Return 1 if the descriptor (of a kernel epoll set) is readable."""
+    entry = scratch()
+    store(entry, (fd & 0xFFFFFFFF) | POLLIN << 32)
+    return 1 if _poll(entry, 1, 0) > 0 else 0
+
+
+@kernel
+def spin_marked(waiters, fd, limit_ns, ask_ns):
+    """Look for somebody marked, at most `limit_ns`, and ask the kernel set `fd` every `ask_ns`.
+
+    Call with the GIL; it is released while this spins.  Returns 1 if there is something, 0 at the limit.
+    """
+    for _ in range(HELD_SPINS):
+        if marked(waiters):
+            return 1
+    state = _save_thread()
+    came = 0
+    now = now_ns()
+    end, ask = now + limit_ns, now + ask_ns
+    while came == 0 and now < end:
+        for _ in range(32):
+            came |= marked(waiters)
+        pause()
+        now = now_ns()
+        if came == 0 and now >= ask:
+            came = kernel_ready(fd)
+            ask = now + ask_ns
+    _restore_thread(state)
+    return came
+
+
+@kernel
+def watch(h, bell):
+    """Have the endpoint looked after by the poller that `bell` names, from now on; a sleeper keeps its turn."""
+    store(h + _H.bell, bell)
+    word = load(h + _H.rx) + _D.bell
+    while True:
+        old = load_acquire(word)
+        if old == FUTEX or cas(word, old, bell) == old:
+            return old
+
+
+# ---- crowds --------------------------------------------------------------------------------------------------
+
+@kernel
+def look(crowd, count):
+    """Note for each of the crowd whether it is ready; return how many are."""
+    found = 0
+    for i in range(count):
+        ready = ring_ready(load(crowd + 16 * i))
+        store(crowd + 16 * i + 8, ready)
+        found += ready
+    return found
+
+
+@kernel
+def listen_to(crowd, count, old, new):
+    """Change every bell that says `old` to `new`; return how many were changed."""
+    changed = 0
+    for i in range(count):
+        bell = load(load(crowd + 16 * i) + _H.rx) + _D.bell
+        if load_acquire(bell) == old and cas(bell, old, new) == old:
+            changed += 1
+    return changed
+
+
+@kernel
+def expect_kernel(crowd, count):
+    """Before a sleep in the kernel: have every one's input come there; return how many bells were changed."""
+    changed = 0
+    for i in range(count):
+        bell = load(load(crowd + 16 * i) + _H.rx) + _D.bell
+        if load_acquire(bell) != KERNEL:
+            swap(bell, KERNEL)
+            changed += 1
+    return changed
+
+
+@kernel
+def spin_look(crowd, count, limit_ns):
+    """Look at the crowd again and again, at most `limit_ns`; return how many are ready.
+
+    Call with the GIL; it is released while this spins.
+    """
+    for i in range(count):
+        fetch_add(load(crowd + 16 * i) + _H.users, 1)
+    state = _save_thread()
+    found = 0
+    end = now_ns() + limit_ns
+    while found == 0 and now_ns() < end:
+        for _ in range(8):
+            if found == 0:
+                found = look(crowd, count)
+        pause()
+    _restore_thread(state)
+    for i in range(count):
+        fetch_add(load(crowd + 16 * i) + _H.users, -1)
+    return found

@@ -44,9 +44,9 @@ class Target:
         sign, text, _ = self.goal.split()
         goal = float(text)
         if sign == ">=":
-            return round(measured / goal, 3)
+            return round(measured / goal, 2)
         # A cost of nothing (or less, in the noise) is far better than any goal.
-        return round(goal / measured, 3) if measured > goal / 1000 else 1000.0
+        return round(goal / measured, 2) if measured > goal / 1000 else 1000.0
 
 
 def _figure(workload: str, case: str, transport: str) -> Callable[[Look], float]:

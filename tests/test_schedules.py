@@ -1,0 +1,305 @@
+"""Every order in which two or three processes can step through the kernels, and what may come of it.
+
+A table names each possible outcome and why it is right; what begins with FORBIDDEN must never be seen.  Each pair of
+SYNC points has a scene, and each scene is shown to be sharp: with a bug planted in a kernel it finds the outcome.
+"""
+from __future__ import annotations
+
+import pytest
+from schedule import Kernels, Memory, explore
+from wiring import FUTEX, KERNEL, D, H, plain
+
+from shmstack.ring import doorbell, lock, stream
+from shmstack.tcp import loopback, wait
+
+OVERFLOW = 1 << 32
+K = Kernels(doorbell, lock, stream, loopback, wait, SPINS=2, YIELDS=0)
+FOREVER = "sleeps for ever"
+NOBODY = (-loopback.EAGAIN, -loopback.LOOK, -loopback.LOCKED)
+
+
+def planted(**kernels):
+    return Kernels(doorbell, lock, stream, loopback, wait, SPINS=2, YIELDS=0, planted=kernels)
+
+
+def judge(found, table):
+    """Each outcome that was found is in the table and not forbidden; each allowed one was found."""
+    for outcome in found:
+        assert outcome in table and not table[outcome].startswith("FORBIDDEN"), (outcome, table.get(outcome), found)
+    assert set(found) == {outcome for outcome, why in table.items() if not why.startswith("FORBIDDEN")}
+
+
+# ---- SYNC tail, SYNC head ------------------------------------------------------------------------------------
+
+def one_message(k):
+    """Publish "ab" || look once."""
+    memory, w = plain(4)
+    direction, ring = w.directions[0], w.rings[0]
+    memory.write(w.buffers[0], b"ab")
+
+    def sender():
+        yield from k.put(ring, 4, 3, w.buffers[0], 2)             # wraps: two copies
+        yield from k.publish(direction, 5)
+
+    def receiver():
+        size = yield from k.readable(direction, 3, 4)
+        return size > 0 and (yield from k.get(ring, 4, 3, w.buffers[1], size)) and memory.read(w.buffers[1], size)
+
+    memory.set(direction + D.tail, 3)
+    return memory, [sender(), receiver()], lambda _, sent, got: got
+
+
+def test_tail_is_seen_only_with_the_bytes_before_it():
+    judge(explore(lambda: one_message(K)), {
+        False: "the receiver came first", b"ab": "the receiver came after the tail",
+        b"a\0": "FORBIDDEN: the tail was seen before the bytes it covers"})
+
+
+def test_tail_before_the_bytes_is_found():
+    def scene():
+        memory, (_, receiver), outcome = one_message(K)
+        w = plain(4)[1]
+
+        def early():
+            yield from K.publish(w.directions[0], 5)
+            yield from K.put(w.rings[0], 4, 3, w.buffers[0], 2)
+        return memory, [early(), receiver], outcome
+    assert {b"a\0", b"\0\0"} <= set(explore(scene))
+
+
+def full_ring(k):
+    """A ring of 4 that holds "abcd": send "ef" as room comes || receive 2 and 2."""
+    memory, w = plain(4)
+    direction, ring = w.directions[0], w.rings[0]
+    memory.write(ring, b"abcd")
+    memory.write(w.buffers[0], b"ef")
+    memory.set(direction + D.tail, 4)
+
+    def sender():
+        for _ in range(2):
+            if (yield from k.cached_room(direction, 4, 4, 2)) >= 2:
+                yield from k.put(ring, 4, 4, w.buffers[0], 2)
+                yield from k.publish(direction, 6)
+                return
+
+    def receiver():
+        for head in (0, 2):
+            yield from k.get(ring, 4, head, w.buffers[1] + head, 2)
+            yield from k.consume(direction, head + 2)
+    return memory, [sender(), receiver()], lambda m, *_: m.read(w.buffers[1], 4)
+
+
+def test_room_is_seen_only_when_the_bytes_were_copied_out():
+    judge(explore(lambda: full_ring(K)), {
+        b"abcd": "the receiver copied before the sender wrote", b"efcd": "FORBIDDEN: an unread byte was overwritten"})
+
+
+def test_a_sender_that_overwrites_is_found():
+    wrong = planted(cached_room="def cached_room(direction, tail, capacity, wanted):\n    return wanted")
+    assert b"efcd" in explore(lambda: full_ring(wrong))
+
+
+# ---- SYNC bound: the two lanes -------------------------------------------------------------------------------
+
+def lanes(k, sends, capacity=4, looks=3, bell=0, flags=OVERFLOW):
+    """The real send || the real receive, on a ring so small that the stream changes lanes."""
+    memory, w = plain(capacity)
+    data, got = b"abcdefghijkl", bytearray()
+    memory.write(w.buffers[0], data)
+    memory.set(w.directions[0] + D.bell, bell)
+
+    def sender():
+        sent = 0
+        for size in sends:
+            sent += max(0, (yield from k.send_some(w.handles[0], w.buffers[0] + sent, size, flags)))
+
+    def receiver():
+        for _ in range(looks):
+            size = yield from k.recv_some(w.handles[1], w.buffers[1], 8, 0)
+            if size > 0:
+                got.extend(memory.read(w.buffers[1], size))
+            elif size not in NOBODY:
+                got.extend(b"!%d" % size)
+    return memory, [sender(), receiver()], lambda *_: "in order" if data.startswith(got) else bytes(got)
+
+
+LANES = {"in order": "every byte once, whatever its lane"}
+
+
+@pytest.mark.parametrize("sends", [(2, 4), (4, 4), (4, 1, 4)], ids=str)
+def test_a_stream_that_changes_lanes_stays_in_order(sends):
+    judge(explore(lambda: lanes(K, sends), 2), LANES)
+
+
+def test_a_receiver_that_goes_to_the_kernel_gets_the_ring_first():
+    judge(explore(lambda: lanes(K, (2, 2, 2), bell=KERNEL), 2), LANES)
+
+
+BOUND_FIRST = """
+def readable(direction, head, capacity):
+    end = lane_end(direction)
+    tail = load_acquire(direction + _D.tail)
+    if end >= 0 and end < tail:
+        tail = end
+    size = tail - head
+    return size if 0 <= size <= capacity else -1
+"""
+
+
+def test_bounds_that_are_read_before_the_tail_are_found():
+    wrong = planted(readable=BOUND_FIRST)
+    assert set(explore(lambda: lanes(wrong, (4, 4)), 2)) - set(LANES)
+
+
+COUNT_FIRST = """
+def set_bound(direction, position):
+    bounds = load(direction + _D.nb)
+    store_release(direction + _D.nb, bounds + 1)
+    store_release(direction + _D.bound0 + 8 * (bounds & 3), position)
+    return 0
+"""
+
+
+def test_a_bound_that_is_counted_before_it_stands_is_found():
+    wrong = planted(set_bound=COUNT_FIRST)
+
+    def scene():
+        memory, [_, receiver], outcome = lanes(wrong, ())
+        w = plain(4)[1]
+        for field, value in ((D.nb, 1), (D.passed, 1), (D.tail, 4)):
+            memory.set(w.directions[0] + field, value)
+        memory.write(w.rings[0], b"abcd")
+        return memory, [wrong.send_some(w.handles[0], w.buffers[0] + 4, 4, OVERFLOW), receiver], outcome
+    assert set(explore(scene, 2)) - set(LANES)
+
+
+def spilling(k):
+    """Bytes in the ring, the receiver looks at the kernel only: the sender moves them || the receiver reads."""
+    memory, [_, receiver], outcome = lanes(k, (), 8, looks=3)
+    w = plain(8)[1]
+    direction = w.directions[0]
+    for field, value in ((D.tail, 4), (D.nb, 1), (D.passed, 1), (D.bell, KERNEL)):
+        memory.set(direction + field, value)
+    memory.write(w.rings[0], b"abcd")
+    return memory, [k.announce(w.handles[0], direction), receiver], outcome
+
+
+def test_bytes_that_move_to_the_kernel_lane_arrive_once():
+    judge(explore(lambda: spilling(K), 3), LANES)
+
+
+# ---- SYNC asleep, SYNC stalled -------------------------------------------------------------------------------
+
+def sleeper(k):
+    """Go to sleep on an empty ring || send."""
+    memory, w = plain(8)
+    for field in (D.nb, D.passed):
+        memory.set(w.directions[0] + field, 1)
+    memory.write(w.buffers[0], b"ab")
+    return memory, [k.sleep_arrived(w.handles[1], 1 << 40), k.send_some(w.handles[0], w.buffers[0], 2, 0)], \
+        lambda memory, came, sent: (came, sent, memory.word(w.directions[0] + D.bell))
+
+
+SLEEPER = {(1, 2, 0): "woken, or never slept; the bell says RING again", FOREVER: "FORBIDDEN: slept through the message"}
+
+
+def test_a_receiver_never_sleeps_through_a_message():
+    judge(explore(lambda: sleeper(K)), SLEEPER)
+
+
+LOOK_FIRST = """
+def sleep_arrived(h, limit_ns):
+    bell = load(h + _H.rx) + _D.bell
+    if not arrived(h):
+        swap(bell, FUTEX)
+        sleep(bell, FUTEX, limit_ns)
+    cas(bell, FUTEX, RING)
+    return arrived(h)
+"""
+
+
+def test_a_receiver_that_looks_before_it_says_that_it_sleeps_is_found():
+    wrong = planted(sleep_arrived=LOOK_FIRST)
+    assert FOREVER in explore(lambda: sleeper(wrong))
+
+
+def stalled(k, takes):
+    """A full ring: a sender waits for room || the receiver takes some."""
+    memory, w = plain(16)
+    direction = w.directions[0]
+    for field, value in ((D.nb, 1), (D.passed, 1), (D.tail, 16)):
+        memory.set(direction + field, value)
+
+    def receiver():
+        for size in takes:
+            yield from k.recv_some(w.handles[1], w.buffers[1], size, 0)
+    return memory, [k.wait_room(w.handles[0], 4, 1 << 40), receiver()], lambda memory, came, _: came
+
+
+@pytest.mark.parametrize("takes", [(4,), (2, 2), (8, 8)], ids=str)
+def test_a_sender_never_sleeps_beside_a_quarter_of_room(takes):
+    judge(explore(lambda: stalled(K, takes), 2), {1: "there is room", FOREVER: "FORBIDDEN: nobody woke the sender"})
+
+
+def test_a_sender_is_not_woken_for_less_than_a_quarter():
+    judge(explore(lambda: stalled(K, (1,)), 2), {FOREVER: "it waits on: a message for each byte would be slow"})
+
+
+def test_a_receiver_that_never_relieves_is_found():
+    wrong = planted(relieve="def relieve(h, rx):\n    return 0")
+    assert FOREVER in explore(lambda: stalled(wrong, (8, 8)), 2)
+
+
+# ---- SYNC lock -----------------------------------------------------------------------------------------------
+
+LOCK, INSIDE, MOST = 64, 72, 80
+
+
+def takers(k, holder, count=2):
+    """Processes that take one lock, held by nobody or by a process that is dead."""
+    memory = Memory([(LOCK, 24)])
+    memory.set(LOCK, holder)
+
+    def process(me):
+        if not (yield from k.take(LOCK, me)):
+            if not holder or not (yield from k.break_lock(LOCK, holder)):
+                return 0
+            if not (yield from k.take(LOCK, me)):
+                return 0
+        there = 1 + (yield "fetch_add", INSIDE, 1)
+        memory.set(MOST, max(there, memory.word(MOST)))
+        yield "fetch_add", INSIDE, -1
+        yield from k.unlock(LOCK)
+        return 1
+    return memory, [process(me) for me in range(1, count + 1)], lambda memory, *_: memory.word(MOST)
+
+
+LOCKED = {1: "one at a time", 2: "FORBIDDEN: two at once"}
+
+
+@pytest.mark.parametrize("holder", [0, 9], ids=["free", "held by the dead"])
+def test_one_process_at_a_time_holds_a_lock(holder):
+    judge(explore(lambda: takers(K, holder)), LOCKED)
+    judge(explore(lambda: takers(K, holder, 3), 1), LOCKED)
+
+
+def test_a_lock_that_is_looked_at_and_then_taken_is_found():
+    wrong = planted(take="def take(lock, me):\n    if load_acquire(lock) == 0:\n"
+                         "        store_release(lock, me)\n        return 1\n    return 0")
+    assert 2 in explore(lambda: takers(wrong, 0))
+
+
+def test_breaking_a_lock_that_has_changed_hands_is_found():
+    wrong = planted(break_lock="def break_lock(lock, holder):\n    swap(lock, 0)\n    return 1")
+    assert 2 in explore(lambda: takers(wrong, 9))
+
+
+def test_number_of_schedules_is_that_of_the_interleavings():
+    def scene():
+        def actor():
+            for _ in range(3):
+                yield "fetch_add", 64, 1
+        return Memory([(64, 8)]), [actor(), actor()], lambda memory, *_: memory.word(64)
+    assert explore(scene) == {6: 20}                              # 6! / (3! 3!)
+    assert explore(scene, 0) == {6: 2}
+    assert H.fd == 0 and FUTEX == doorbell.FUTEX

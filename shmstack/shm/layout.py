@@ -160,6 +160,8 @@ DIRECTION = Struct("Direction", {
     "backed":     ("bytes of the ring that have memory behind them", REBUILD),
     "stalled":    ("1: the sender sleeps on this word until there is room", ZERO),
     "kernel":     ("1: after the last bound everything is in the kernel lane, for good and uncounted", COPY),
+    "run_start":  ("position at which the present run in the kernel lane began", COPY),
+    "run_base":   ("bytes that the kernel had counted on the lifeline by then", COPY),
     "bound0":     ("position at which the lane changes", COPY),
     "bound1":     ("", COPY), "bound2": ("", COPY), "bound3": ("", COPY),
     "_tx":        None,

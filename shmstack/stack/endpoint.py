@@ -59,6 +59,10 @@ class Endpoint:
     spin_ns : how long a wait spins
     """
 
+    home = 0                                                # bell of the poller's waiter that looks after it, if any
+    watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
+    sleepers = 0                                            # threads that sleep in the kernel for its input
+
     def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin_ns: int) -> None:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
@@ -127,12 +131,17 @@ class Endpoint:
         """Follow `settimeout`.  Who doesn't block polls, so his input must be where the kernel sees it."""
         native = _native.call
         native.store(self.handle + _H.timeout_ns, -1 if timeout is None else int(timeout * 1e9))
-        self.rest(KERNEL if timeout == 0 or not self.joined else RING)
+        self.relax()
+
+    def relax(self) -> None:
+        """Rest where input is expected while no call waits."""
+        timeout = _native.call.load(self.handle + _H.timeout_ns)
+        self.rest(self.home or (KERNEL if timeout == 0 or not self.joined else RING))
 
     def rest(self, bell: int) -> None:
         """Say where input is looked for while no call waits: RING, KERNEL, or a waiter's number."""
         native = _native.call
-        native.store(self.handle + _H.bell, bell)
+        native.store(self.handle + _H.bell, self.home)        # where a wait goes back to
         before = native.swap(self.rx + _D.bell, bell)
         if before == FUTEX:
             native.wake(self.rx + _D.bell)                    # a thread of ours sleeps there
@@ -157,6 +166,15 @@ class Endpoint:
             native.announce(twin.handle, twin.tx)
         native.ring_bell(self.tx + _D.bell, FUTEX, RING)      # a sleeping peer wakes, and finds the wish
         return False
+
+    def held_by_others(self) -> bool:
+        """Return whether other processes or duplicates have this end too: there is one bell for all."""
+        return bool(_native.call.load(self.tcb + _T.holders) != 1)
+
+    def unwatch(self) -> None:
+        """Before the end of this object: no poller looks after it any more."""
+        for poller in self.watchers:
+            poller.gone(self)
 
     def twin(self) -> Endpoint | None:
         """Return the other end if it is in this process too."""
@@ -197,17 +215,18 @@ class Endpoint:
         flags : MSG_ flags
         whole : wait until all is sent (sendall, and send on a blocking socket, as Linux does)
         """
+        with memoryview(data) as whole_view, whole_view.cast("B") as view:    # released even if a traceback stays
+            if self.shut:
+                raise self.sending_error(errno.EPIPE, flags)
+            return self._send(view, flags, sent, whole) if view else sent
+
+    def _send(self, view: memoryview, flags: int, sent: int, whole: bool) -> int:
         native, handle = _native.call, self.handle
-        view = memoryview(data).cast("B")
         timeout = native.load(handle + _H.timeout_ns)
         waits = timeout != 0 and not flags & socket.MSG_DONTWAIT
         whole = whole or (waits and timeout < 0)
         end = time.monotonic_ns() + timeout if timeout > 0 else 0
         extra = 0 if waits else _OVERFLOW
-        if self.shut:
-            raise self.sending_error(errno.EPIPE, flags)
-        if not view:
-            return sent
         while True:
             self.serve()
             self.look_at_peer()
@@ -368,6 +387,7 @@ class Endpoint:
         native = _native.call
         if native.load(self.handle + _H.dead) or self.pid != os.getpid():
             return
+        self.unwatch()
         last = native.fetch_add(self.tcb + _T.holders, -1) <= 1
         native.store(self.handle + _H.dead, 1)
         if last:
@@ -426,6 +446,7 @@ class Endpoint:
         lifeline, at its next call at the latest; this waits for that, for a while.
         """
         native = _native.call
+        self.unwatch()
         self.withdraw()
         if native.take(self.tx + _D.tx_lock, self.stack.holder):
             if native.load(self.tx + _D.nb) & 1:

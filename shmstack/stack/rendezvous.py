@@ -154,7 +154,6 @@ def _offer(sock: Any, address: Any) -> Endpoint | None:
         end.happened(Event.OPEN)
         native.store(stack.direction(index, 0) + _BELL, 2)    # nobody reads the ring before the offer is accepted
         native.store(end.pair + _P.state, OFFERED)
-        end.home = home
         end.offer = directory.offer(netns, cookie, stack.name, index, end.generation)
     except BaseException:
         stack.release_pair(index)

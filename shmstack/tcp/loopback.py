@@ -17,6 +17,9 @@ and no further, then goes over.  Three rules keep that exact:
 The lifeline is also the overflow: a sender that must not wait and finds the ring full goes on in the kernel lane.
 An accelerated connection therefore never buffers less than kernel TCP does, and "writable" is the kernel's word.
 
+In the kernel lane the kernel does the counting (TCP_INFO, SIOCOUTQ, SIOCINQ): whoever has the descriptor may write
+or read there past us, by os.sendfile for one, and at the next bound both ends still agree where they are.
+
 What the end of a stream looks like (EOF, ECONNRESET, EPIPE) is not imitated: after the last byte of the ring the
 kernel socket is asked, because close and shutdown are done on it too.
 """
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 from numba import types
 
-from shmstack._jit import extern, fetch_or, kernel, load, load32, load_acquire, store_release
+from shmstack._jit import extern, fetch_or, kernel, load, load32, load_acquire, scratch, store, store_release
 from shmstack.ring.doorbell import FUTEX, KERNEL, RING, WAITER, barrier, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
@@ -46,6 +49,8 @@ OVERFLOW = 1 << 32                   # flag of `send_some`: don't wait for room,
 
 _send = extern("send", types.int64, types.int32, types.int64, types.int64, types.int32)
 _recv = extern("recv", types.int64, types.int32, types.int64, types.int64, types.int32)
+_getsockopt = extern("getsockopt", types.int32, types.int32, types.int32, types.int32, types.int64, types.int64)
+_ioctl = extern("ioctl", types.int32, types.int32, types.int64, types.int64)
 _errno = extern("__errno_location", types.int64)
 
 
@@ -53,6 +58,62 @@ _errno = extern("__errno_location", types.int64)
 def failure():
     """Return the negative of the C library's errno."""
     return -load32(_errno())
+
+
+# ---- what the kernel counted -----------------------------------------------------------------------------------
+
+TCP_INFO, BYTES_ACKED, BYTES_RECEIVED = 11, 120, 128             # linux/tcp.h
+SIOCINQ, SIOCOUTQ = 0x541B, 0x5411
+
+
+@kernel
+def counted(h, field, queue):
+    """Return a byte count of TCP_INFO, and what is in one of the socket's queues; -1, 0 if the kernel won't say."""
+    info, extra = scratch(), scratch()
+    store(extra, 136)
+    if _getsockopt(load(h + _H.fd), 6, TCP_INFO, info, extra) < 0:
+        return -1, 0
+    store(extra, 0)
+    if _ioctl(load(h + _H.fd), queue, extra) < 0:
+        return -1, 0
+    return load(info + field), load(extra)
+
+
+@kernel
+def kernel_written(h):
+    """Return how many bytes were ever written to the lifeline at this end, by anybody; -1: unknown."""
+    acknowledged, queued = counted(h, BYTES_ACKED, SIOCOUTQ)
+    if acknowledged > 0 and load(h + _H.side) == 0:
+        acknowledged -= 1                                        # the active opener's SYN is counted too
+    return acknowledged + queued
+
+
+@kernel
+def kernel_taken(h):
+    """Return how many bytes were ever read from the lifeline at this end, by anybody; -1: unknown."""
+    received, queued = counted(h, BYTES_RECEIVED, SIOCINQ)
+    return received - queued
+
+
+@kernel
+def begin_run(h, tx, position):
+    """Set the bound at which the kernel lane begins."""
+    store_release(tx + _D.run_start, position)
+    store_release(tx + _D.run_base, kernel_written(h))
+    set_bound(tx, position)
+    return 0
+
+
+@kernel
+def end_run(h, tx):
+    """Set the bound at which the kernel lane ends: after all that was written there, also by others."""
+    written, base = kernel_written(h), load(tx + _D.run_base)
+    if written >= 0 and base >= 0:
+        tail = load(tx + _D.run_start) + written - base
+        if tail > load(tx + _D.tail):
+            publish(tx, tail)
+    set_bound(tx, load(tx + _D.tail))
+    return 0
 
 
 # ---- sending -------------------------------------------------------------------------------------------------
@@ -80,7 +141,8 @@ def spill(h, tx):
     capacity, ring = load(h + _H.capacity), load(h + _H.tx_ring)
     pass_bounds(tx, head)
     position = head
-    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and head < tail and tail - head <= capacity:
+    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and 0 <= head < tail and tail - head <= capacity:
+        base = kernel_written(h)
         while position < tail:
             index = position & (capacity - 1)
             size = min(tail - position, capacity - index)
@@ -89,6 +151,8 @@ def spill(h, tx):
                 break
             position += sent
         if position > head:
+            store_release(tx + _D.run_start, head)
+            store_release(tx + _D.run_base, base)
             set_bound(tx, head)
             if position < tail:
                 set_bound(tx, position)
@@ -107,14 +171,14 @@ def choose_lane(h, tx, size):
         if load(tx + _D.nb) & 1 == 0:
             return 0
         if outstanding(tx) == 0 and load_acquire(tx + _D.head) == tail:
-            set_bound(tx, tail)
+            begin_run(h, tx, tail)
             return 0
         return 1
     if not in_ring and not kernel_wanted and outstanding(tx) <= 1:
         capacity = load(h + _H.capacity)
         free = room(tx, tail, capacity)
         if free >= size or free >= capacity // 2:
-            set_bound(tx, tail)
+            end_run(h, tx)
             return 1
     return load(tx + _D.nb) & 1
 
@@ -143,7 +207,7 @@ def overflow(h, tx, source, size, flags):
     """Go on in the kernel lane because the ring is full; return the count or -errno."""
     if outstanding(tx) != 0:
         return -EAGAIN
-    set_bound(tx, load(tx + _D.tail))
+    begin_run(h, tx, load(tx + _D.tail))
     return send_kernel(h, tx, source, size, flags)
 
 
@@ -208,11 +272,22 @@ def send_some(h, source, size, flags):
 # ---- receiving -----------------------------------------------------------------------------------------------
 
 @kernel
+def read_by_others(h, rx):
+    """Return the position that the lifeline's reader reached in this run, by the kernel's count; -1: unknown."""
+    taken, base = kernel_taken(h), load_acquire(rx + _D.run_base)
+    if taken < 0 or base < 0:
+        return -1
+    return load_acquire(rx + _D.run_start) + taken - base
+
+
+@kernel
 def recv_kernel(h, rx, to, size, flags):
     """Receive from the kernel lane, not past its end; return the count (0: end of stream) or -errno."""
     head, end = load(rx + _D.head), lane_end(rx)
     if end >= 0:
-        if end <= head:                                      # the bound was set just now, or is garbage
+        head = max(head, min(end, read_by_others(h, rx)))
+        consume(rx, head)
+        if head < 0 or end <= head:                          # the bound was set just now, or one is garbage
             return -EAGAIN if end == head else -ECONNRESET
         size = min(size, end - head)
     got = _recv(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)

@@ -11,7 +11,8 @@ capacity) and empty (tail == head) need no spare byte, and a position never has 
 # SYNC bound: the bound's position stands before the count that includes it       (set_bound -> lane_end)
 
 Nothing that is read here is believed: differences are clamped to [0, capacity] by the caller's own capacity, an
-index is masked, so the worst that garbage in the segment does is garbage in this one stream.
+index is masked, so the worst that garbage in the segment does is garbage in this one stream.  Positions are compared
+before they are subtracted: the compiler takes it that a difference doesn't overflow, and would drop a later check.
 
 Rejected: a sender that reads `head` for each message (the line bounces between the cores, 60 ns); it keeps its
 last sight of it beside its lock and looks again only when the ring seems full.
@@ -30,21 +31,18 @@ def room(direction, tail, capacity):
     """Return how many bytes fit behind position `tail`, as the head stands now, or -1 for an impossible head."""
     head = load_acquire(direction + _D.head)                                     # SYNC head
     store(direction + _D.head_cache, head)
-    free = capacity - (tail - head)
-    if free < 0:
-        # more than a ring is under way in the kernel lane: nothing fits, and nothing is wrong
-        return 0
-    if free > capacity:
+    if head < 0 or head > tail:
         return -1
-    return free
+    # More than a ring may be under way in the kernel lane: then nothing fits, and nothing is wrong.
+    return max(0, capacity - (tail - head))
 
 
 @kernel
 def cached_room(direction, tail, capacity, wanted):
     """Return `room`, but look at the receiver's line only if its last known head leaves less than `wanted`."""
-    free = capacity - (tail - load(direction + _D.head_cache))
-    if free >= wanted and free <= capacity:
-        return free
+    head = load(direction + _D.head_cache)
+    if 0 <= head <= tail and capacity - (tail - head) >= wanted:
+        return capacity - (tail - head)
     return room(direction, tail, capacity)
 
 
@@ -96,10 +94,9 @@ def readable(direction, head, capacity):
     end = lane_end(direction)
     if end >= 0 and end < tail:
         tail = end
-    size = tail - head
-    if size < 0 or size > capacity:
+    if head < 0 or tail < head or tail - head > capacity:
         return -1
-    return size
+    return tail - head
 
 
 @kernel

@@ -24,7 +24,7 @@ import _socket
 
 from shmstack import _native
 from shmstack.stack import endpoint as endpoints
-from shmstack.stack import names, rendezvous
+from shmstack.stack import names, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
@@ -85,6 +85,7 @@ class socket(_base, metaclass=_Kind):
         self._handle = end.handle
         end.cookie = lifeline.cookie(self)
         _held[end.cookie] = end
+        watch.taken(end)
 
     def _drop(self) -> Endpoint | None:
         end, self._endpoint = self._endpoint, None

@@ -77,7 +77,7 @@ for _kernel in (
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
         loopback.announce, loopback.spill, loopback.send_some, loopback.recv_some, loopback.recv_end,
         wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
-        ready.ring_ready, ready.collect, ready.marked, ready.set_asleep, ready.spin_marked, ready.watch,
+        ready.ring_ready, ready.marked, ready.set_asleep, ready.spin_marked, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look):
     integers(_kernel)
 
@@ -191,6 +191,13 @@ def recv_buffer(self, args, n):
         got = loopback.recv_some(handle, load(view) + offset, size, flags)
     _release_buffer(view)
     return _from_int(got)
+
+
+@function("collect")
+def collect(self, args, n):
+    """collect(waiters) -> bytes: who was marked, as 64-bit numbers, at most 32 of them"""
+    found = scratch()
+    return _bytes(found, 8 * ready.collect(_as_int(load(args)), found, 32))
 
 
 # ---- the fast path -------------------------------------------------------------------------------------------

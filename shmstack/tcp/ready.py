@@ -1,9 +1,12 @@
 """Readiness without a system call: who of many can be read, and a spin over all of them.
 
-Two shapes of "many", both lists in private memory, made by `stack.waiter` and `stack.crowd`:
+Two shapes of "many", both lists in private memory, made by `stack.watch` and `stack.crowd`:
 
     waiters   count | (address of a waiter, first word, last word + 1) ...     an epoll object's, one a stack
     crowd     (handle, answer) ...                                             the sockets of one poll or select
+
+Whoever made a crowd counts as a user of its handles, so that none is given back under a spinning thread; the pair of
+a dead one may be another connection's already, and its bell is left alone.
 
 A waiter's map is written by the senders (`loopback.mark`): one bit an endpoint, and `summary` says that some bit is
 set.  Taking bits and looking at what they stand for may cross with a sender that sets them again:
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 from numba import types
 
-from shmstack._jit import cas, extern, fetch_add, fetch_or, kernel, load, load_acquire, pause, scratch, store, \
+from shmstack._jit import cas, extern, fetch_or, kernel, load, load_acquire, pause, scratch, store, \
     store_release, swap
 from shmstack.ring.doorbell import FUTEX, KERNEL, now_ns
 from shmstack.shm.layout import DIRECTION, WAITER
@@ -114,7 +117,8 @@ def kernel_ready(fd):
 def spin_marked(waiters, fd, limit_ns, ask_ns):
     """Look for somebody marked, at most `limit_ns`, and ask the kernel set `fd` every `ask_ns`.
 
-    Call with the GIL; it is released while this spins.  Returns 1 if there is something, 0 at the limit.
+    Call with the GIL; it is released while this spins.  Returns 1 if somebody was marked, 2 if the kernel has
+    something, 0 at the limit.
     """
     for _ in range(HELD_SPINS):
         if marked(waiters):
@@ -125,11 +129,12 @@ def spin_marked(waiters, fd, limit_ns, ask_ns):
     end, ask = now + limit_ns, now + ask_ns
     while came == 0 and now < end:
         for _ in range(32):
-            came |= marked(waiters)
+            if came == 0:
+                came = marked(waiters)
         pause()
         now = now_ns()
         if came == 0 and now >= ask:
-            came = kernel_ready(fd)
+            came = 2 * kernel_ready(fd)
             ask = now + ask_ns
     _restore_thread(state)
     return came
@@ -164,8 +169,9 @@ def listen_to(crowd, count, old, new):
     """Change every bell that says `old` to `new`; return how many were changed."""
     changed = 0
     for i in range(count):
-        bell = load(load(crowd + 16 * i) + _H.rx) + _D.bell
-        if load_acquire(bell) == old and cas(bell, old, new) == old:
+        h = load(crowd + 16 * i)
+        bell = load(h + _H.rx) + _D.bell
+        if load(h + _H.dead) == 0 and load_acquire(bell) == old and cas(bell, old, new) == old:
             changed += 1
     return changed
 
@@ -175,8 +181,9 @@ def expect_kernel(crowd, count):
     """Before a sleep in the kernel: have every one's input come there; return how many bells were changed."""
     changed = 0
     for i in range(count):
-        bell = load(load(crowd + 16 * i) + _H.rx) + _D.bell
-        if load_acquire(bell) != KERNEL:
+        h = load(crowd + 16 * i)
+        bell = load(h + _H.rx) + _D.bell
+        if load(h + _H.dead) == 0 and load_acquire(bell) != KERNEL:
             swap(bell, KERNEL)
             changed += 1
     return changed
@@ -188,8 +195,6 @@ def spin_look(crowd, count, limit_ns):
 
     Call with the GIL; it is released while this spins.
     """
-    for i in range(count):
-        fetch_add(load(crowd + 16 * i) + _H.users, 1)
     state = _save_thread()
     found = 0
     end = now_ns() + limit_ns
@@ -199,6 +204,4 @@ def spin_look(crowd, count, limit_ns):
                 found = look(crowd, count)
         pause()
     _restore_thread(state)
-    for i in range(count):
-        fetch_add(load(crowd + 16 * i) + _H.users, -1)
     return found

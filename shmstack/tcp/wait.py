@@ -134,9 +134,9 @@ def wait_arrived(h, limit_ns):
         came = spin_arrived_ns(h, spin)
     if not came and limit_ns > spin:
         came = sleep_arrived(h, limit_ns - spin)
-    if load(h + _H.bell) >= WAITER:
-        settle(h)
     _restore_thread(state)
+    if load(h + _H.bell) >= WAITER and not load(h + _H.dead):
+        settle(h)
     fetch_add(h + _H.users, -1)
     return came
 

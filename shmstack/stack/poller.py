@@ -1,0 +1,190 @@
+"""epoll_wait over shared memory and the kernel.
+
+Guarantee: `poll` returns what the kernel's call would if the bytes in the rings were in the sockets; no event is
+lost between the two, and nothing is reported that isn't there; the cost does not grow with connections on which
+nothing happens.
+
+Theory.  Each look takes the bits that senders set; those endpoints are *suspects* until their ring is empty.
+Level-triggered: a suspect is reported as long as its ring has bytes.  Edge-triggered: once for each bit.  One-shot:
+what either side reports is switched off in the other.
+
+The kernel is asked in each call, so all that it has to report comes as it would.  Only a spin ends without asking
+again: the kernel had nothing a moment ago, and what comes meanwhile is found by the next call, as if it had come then.
+
+Before it sleeps in the kernel the poller says so, orders that before one more look, and only then sleeps:
+
+# SYNC asleep: (asleep := 1; membarrier; look at the summary) against (bit; look at asleep)
+
+A thread that changes the set while another sleeps in it wakes that one by an eventfd, if there is something to see.
+"""
+from __future__ import annotations
+
+import select
+import time
+from typing import Any
+
+from shmstack import _native
+from shmstack.stack.crowd import SHORT_SLICE, SLICE, Crowd, Spin
+from shmstack.stack.endpoint import Endpoint
+from shmstack.stack.members import IN, Members
+
+_TURN_NS = 1_000_000                  # longest spin without a look at signals
+_TAKEN = 32 * 8                       # bytes of a full answer of `collect`
+_DEFAULT_MOST = 1023                  # what the standard library takes for maxevents=-1
+Events = list[tuple[int, int]]
+
+
+class Poller(Members):
+    """An epoll set that can wait.
+
+    Parameters
+    ----------
+    kernel : select.epoll
+    user_level : whether to own endpoints at all
+    spin : how long to spin
+    ask_ns : ask the kernel this often meanwhile
+    """
+
+    def __init__(self, kernel: Any, user_level: bool, spin: Spin, ask_ns: int) -> None:
+        super().__init__(kernel, user_level)
+        self._spin, self._ask_ns, self._kernel_first = spin, ask_ns, False
+
+    def poll(self, timeout: float | None, most: int) -> Events:
+        """Return up to `most` (-1: the usual number) events, after at most `timeout` seconds (None: for ever)."""
+        if timeout is not None and timeout < 0:
+            timeout = None
+        end = None if timeout is None else time.monotonic() + timeout
+        if self._members:
+            events = self._look(most)
+            if events or timeout == 0:
+                return events
+            limit = self._spin.limit() if self._waiters else 0
+            if limit:
+                events = self._spin_for(limit, end, most)
+                self._spin.came(bool(events))
+                if events:
+                    return events
+        while True:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            events = self._sleep(left, most)
+            if events or left == 0:
+                return events
+
+    # ---- the rings
+
+    def _ready(self) -> list[int]:
+        """Return the members whose ring has something to report."""
+        native = _native.call
+        if self._waiters:
+            waiters = self._list
+            taken = native.collect(waiters.address)
+            while taken:
+                for mark in memoryview(taken).cast("q"):
+                    fd = waiters.all[mark >> 32].fds.get(mark & 0xFFFFFFFF)
+                    if fd is not None:
+                        self._suspects[fd] = None
+                taken = native.collect(waiters.address) if len(taken) == _TAKEN else b""
+        if self._others:
+            ends = self._others_now()
+            self._suspects.update(dict.fromkeys(ends[end] for end in Crowd(ends).ready()))
+        return [fd for fd in tuple(self._suspects) if self._still(fd)] if self._suspects else []
+
+    def _others_now(self) -> dict[Endpoint, int]:
+        return {end: fd for fd in tuple(self._others) if (end := self._members.get(fd)) is not None}
+
+    def _still(self, fd: int) -> bool:
+        end = self._members.get(fd)
+        if end is not None and end.handle and fd not in self._spent and _native.call.ring_ready(end.handle):
+            return True
+        self._suspects.pop(fd, None)
+        return False
+
+    def _report(self, fd: int) -> int:
+        """Return what to report of a member with bytes in its ring, having done what its mode asks for."""
+        mask = self.interests.get(fd, 0)
+        if fd in self._spent:
+            return 0                                          # another thread reported it
+        self._suspects.pop(fd, None)
+        if mask & select.EPOLLONESHOT:
+            self._spent.add(fd)
+            self.kernel.modify(fd, select.EPOLLONESHOT)
+        elif not mask & select.EPOLLET:
+            self._suspects[fd] = None                         # behind the others
+        return mask & IN
+
+    # ---- the rings and the kernel
+
+    def _look(self, most: int, wait: float | None = 0, ask: bool = True) -> Events:
+        """Return what is ready in the rings, and what the kernel has, which may wait if there is nothing else."""
+        ready = self._ready()
+        if not ready:
+            return self._from_kernel(self.kernel.poll(wait, most)) if ask else []
+        room = most if most > 0 else _DEFAULT_MOST
+        found: dict[int, int] = {}
+        crowded = len(ready) >= room
+        if crowded:
+            self._kernel_first = not self._kernel_first       # neither may keep the other out
+            if self._kernel_first:
+                found.update(self._from_kernel(self.kernel.poll(0, room)))
+        for fd in ready:
+            if len(found) < room or fd in found:
+                bits = self._report(fd)
+                if bits:
+                    found[fd] = found.get(fd, 0) | bits
+        if ask and not crowded:
+            for fd, bits in self._from_kernel(self.kernel.poll(0, room - len(found))):
+                found[fd] = found.get(fd, 0) | bits
+        if self._sleepers and crowded:
+            self._wake()                                      # there is more, for another thread
+        return list(found.items())
+
+    def _from_kernel(self, events: Events) -> Events:
+        """Return the kernel's events without those that are ours or were reported from a ring."""
+        if not events or not (self._members or self._event >= 0 or self.one_shot):
+            return events
+        kept = []
+        for fd, bits in events:
+            if fd in self._spent and fd in self._members or fd == self._event:
+                continue
+            if self.interests.get(fd, 0) & select.EPOLLONESHOT:
+                self._spent.add(fd)
+            if fd in self._members and bits & IN:
+                self.own_again(fd)
+            kept.append((fd, bits))
+        return kept
+
+    # ---- waiting
+
+    def _spin_for(self, limit: int, end: float | None, most: int) -> Events:
+        native, now = _native.call, time.monotonic_ns
+        stop = now() + limit
+        if end is not None:
+            stop = min(stop, int(end * 1e9))
+        fd = self.kernel.fileno()
+        while True:
+            left, waiters = stop - now(), self._list          # what is looked at lives until we are back
+            if left <= 0 or not waiters.all:
+                return []
+            came = native.spin_marked(waiters.address, fd, min(left, _TURN_NS), self._ask_ns)
+            events = self._look(most, ask=came == 2) if came else []
+            if events:
+                return events
+
+    def _sleep(self, left: float | None, most: int) -> Events:
+        native = _native.call
+        with self._turn:
+            self._sleepers += 1
+            if self._waiters:
+                native.set_asleep(self._list.address, 1)
+        try:
+            if self._members:
+                slept = SLICE if not self._waiters or native.barrier() >= 0 else SHORT_SLICE
+                if self._others:
+                    slept = min(slept, Crowd(self._others_now()).lead_to_kernel())
+                left = slept if left is None else min(left, slept)
+            return self._look(most, left)
+        finally:
+            with self._turn:
+                self._sleepers -= 1
+                if self._waiters and not self._sleepers:
+                    native.set_asleep(self._list.address, 0)

@@ -11,14 +11,17 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections import Counter
 from types import SimpleNamespace
+
+from shmstack.tcp.handle import HANDLE
 
 ATOMICS = {"load", "store", "load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or", "copy"}
 SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or", "copy", "_send", "_recv",
-          "sleep", "wake", "poll_lifeline"}
+          "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken"}
 # What the kernels ask of the kernel proper; a Memory answers these too.
 OUTSIDE = {"sleep", "wake", "barrier", "_send", "_recv", "failure", "now_ns", "_save_thread", "_restore_thread", "pause",
-           "_yield", "poll_lifeline"}
+           "_yield", "poll_lifeline", "kernel_written", "kernel_taken"}
 MASK = (1 << 64) - 1
 
 
@@ -88,7 +91,7 @@ class Memory:
 
     def __init__(self, areas=None, lifeline=1 << 30):
         self.cells, self.areas, self.lanes, self.limit = {}, areas, {}, lifeline
-        self.asleep, self.now = {}, 0
+        self.written, self.taken, self.now = Counter(), Counter(), 0
 
     def check(self, address, size=8):
         if self.areas is not None and not any(at <= address and address + size <= at + n for at, n in self.areas):
@@ -151,6 +154,7 @@ class Memory:
         lane = self.lanes.setdefault(fd, bytearray())
         size = min(size, self.limit - len(lane))
         lane += self.read(source, size)
+        self.written[fd] += size
         return size or -1
 
     def _recv(self, fd, to, size, flags):
@@ -160,7 +164,14 @@ class Memory:
         self.write(to, got)
         if not flags & 2:
             del lane[:len(got)]
+            self.taken[fd] += len(got)
         return len(got) or -1
+
+    def _kernel_written(self, h):
+        return self.written[self.word(h + HANDLE.at.fd)]
+
+    def _kernel_taken(self, h):
+        return self.taken[self.word(h + HANDLE.at.fd)]
 
     def _failure(self):
         return -11
@@ -178,7 +189,7 @@ class Memory:
     def _restore_thread(self, *_):
         return 0
 
-    _barrier = _pause = _yield = _save_thread
+    _barrier = _pause = _yield = _wake = _restore_thread
 
 
 class Sleeps(Exception):

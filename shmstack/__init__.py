@@ -17,7 +17,7 @@ _API = {
     "SCOPE_NOCHANGE": "names", "SCOPE_THREAD": "names", "SCOPE_PROCESS": "names", "SCOPE_USER": "names",
     "SCOPE_GLOBAL": "names", "DONT_ACCELERATE": "names",
     "FdStat": "extension", "is_present": "extension", "stack_name": "extension", "fd_stat": "extension",
-    "move_fd": "extension", "thread_set_spin": "extension", "Stack": "stack",
+    "move_fd": "extension", "thread_set_spin": "extension", "Stack": "extension",
 }
 __all__ = [*_API, "__version__"]
 

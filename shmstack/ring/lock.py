@@ -9,6 +9,8 @@ Breaking is safe because every structure that a lock guards is true after each s
 before the tail that covers them, a bound before the count that includes it.  What a dead holder had half done was
 not published, and is overwritten.
 
+The locks of a pair that was moved to another stack are held for good, by MOVED_LOCK: nobody gets in, nobody waits.
+
 # SYNC lock: what the holder wrote is visible to the next holder (release in `unlock`, acquire in `take`)
 """
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 from numba import types
 
 from shmstack._jit import cas, extern, kernel, pause, store_release
+from shmstack.shm.layout import MOVED_LOCK
 
 SPINS = 200
 YIELDS = 200
@@ -27,8 +30,11 @@ _yield = extern("sched_yield", types.int32)
 def take(lock, me):
     """Take the lock at address `lock` for holder `me`; return 1, or 0 if somebody else kept it (SYNC lock)."""
     for _ in range(SPINS):
-        if cas(lock, 0, me) == 0:
+        seen = cas(lock, 0, me)
+        if seen == 0:
             return 1
+        if seen == MOVED_LOCK:
+            return 0
         pause()
     for _ in range(YIELDS):
         if cas(lock, 0, me) == 0:

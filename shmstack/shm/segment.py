@@ -22,10 +22,12 @@ import time
 from typing import Iterator
 
 from shmstack import _native, errors
+from shmstack.shm.access import grant
 from shmstack.shm.layout import DIGEST, HEADER, MAGIC, PROCESSES_MAX, VERSION
 
 DIRECTORY = "/dev/shm"
 PREFIX = "shmstack.s."
+FORWARD = "shmstack.f."               # records of moves, see stack.directory
 _LOCKS = 1 << 40                      # lock byte of process slot 0
 _FLOCK = "hhqqi4x"                    # struct flock of 64-bit Linux
 _OFD_GETLK, _OFD_SETLK = 36, 37
@@ -196,7 +198,7 @@ class Segment:
             return False
         removed = False
         fcntl.flock(self.fd, fcntl.LOCK_EX)
-        if not self.others():
+        if not self.others() and not owed(self.name):
             removed = _unlink(self.name, self.fd)
         os.close(self.fd)
         self.fd, self.slot = -1, -1
@@ -234,20 +236,6 @@ def _unlink(name: str, fd: int) -> bool:
     return False
 
 
-def grant(fd: int, share_with: int) -> None:
-    """Let others open the object: nobody (0), everybody (-1), or one uid, by a POSIX ACL.
-
-    Source: the xattr form of POSIX.1e ACLs, linux/posix_acl_xattr.h.
-    """
-    if share_with == -1:
-        os.fchmod(fd, 0o666)
-    elif share_with > 0:
-        undefined = 0xFFFFFFFF
-        entries = [(1, 6, undefined), (2, 6, share_with), (4, 0, undefined), (0x10, 6, undefined), (0x20, 0, undefined)]
-        value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
-        os.setxattr(fd, "system.posix_acl_access", value)
-
-
 def in_use(fd: int) -> bool:
     """Return whether a process holds a slot of the object."""
     return _lock(fd, 0, fcntl.F_WRLCK, PROCESSES_MAX, _OFD_GETLK) != fcntl.F_UNLCK
@@ -279,8 +267,15 @@ def living(name: str) -> bool:
         os.close(fd)
 
 
+def owed(name: str, behind: frozenset[str] = frozenset()) -> bool:
+    """Return whether somebody, in a living stack, has yet to follow a connection that was moved to this one."""
+    start = f"{FORWARD}{name}:"
+    sources = {entry[len(start):].split(":")[0] for entry in os.listdir(DIRECTORY) if entry.startswith(start)}
+    return any(living(source) or owed(source, behind | {name}) for source in sources - behind - {name})
+
+
 def reap() -> list[str]:
-    """Remove every object that no process uses and that we may remove; return their names."""
+    """Remove every object that no process uses, that nobody is owed and that we may remove; return their names."""
     removed = []
     for name in names():
         try:
@@ -289,7 +284,7 @@ def reap() -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not in_use(fd) and os.fstat(fd).st_size and _unlink(name, fd):
+            if not in_use(fd) and os.fstat(fd).st_size and not owed(name) and _unlink(name, fd):
                 removed.append(name)
         except OSError:
             pass                      # being made or removed at this moment

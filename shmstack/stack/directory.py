@@ -1,11 +1,13 @@
 """The directory: small records in /dev/shm by which processes find each other.
 
-Two kinds, each a symbolic link whose target text is the record: the one kind of file that the kernel makes whole,
+Three kinds, each a symbolic link whose target text is the record: the one kind of file that the kernel makes whole,
 content and all, in a single call, and that can be read, and its owner asked, without opening it.
 
     shmstack.l.NETNS.FAMILY-ADDRESS.PORT[.K]    who listens there   -> stack, server policy, socket cookie
     shmstack.o.NETNS.COOKIE                     an offer: where the connection of that client socket lives
                                                                     -> stack, pair, generation
+    shmstack.f.STACK:FROM:PAIR.GENERATION       STACK is owed to whoever has not yet followed a connection that was
+                                                moved there, from that pair of the stack FROM
 
 A name is derived from what it describes, so a look-up is one readlink.  Anybody may make a name in a sticky
 directory, therefore no record is believed for its name: `owner` says whose it is, and the caller holds that against
@@ -17,7 +19,7 @@ import os
 import re
 from typing import NamedTuple
 
-from shmstack.shm.segment import DIRECTORY, living
+from shmstack.shm.segment import DIRECTORY, FORWARD, living, owed
 
 _VERSION = "1"
 _SAME_PORT = 64                       # SO_REUSEPORT listeners that can be told apart
@@ -51,7 +53,7 @@ def _offer_path(netns: int, cookie: int) -> str:
     return f"{DIRECTORY}/shmstack.o.{netns:x}.{cookie:x}"
 
 
-_NAME = re.compile(r"[0-9a-f]+\.[A-Za-z0-9_.-]{1,24}")
+NAME = re.compile(r"[0-9a-f]+\.[A-Za-z0-9_.-]{1,24}")
 
 
 def _read(path: str) -> tuple[list[str], int] | None:
@@ -59,7 +61,7 @@ def _read(path: str) -> tuple[list[str], int] | None:
         words, owner = os.readlink(path).split(":"), os.lstat(path).st_uid
     except OSError:
         return None
-    return (words[1:], owner) if words[0] == _VERSION and _NAME.fullmatch(words[1]) else None
+    return (words[1:], owner) if words[0] == _VERSION and NAME.fullmatch(words[1]) else None
 
 
 def publish(netns: int, family: int, address: bytes, port: int, stack: str, server: int, cookie: int) -> str | None:
@@ -117,6 +119,21 @@ def offered(netns: int, cookie: int) -> Offer | None:
         return None
 
 
+def forward_path(target: str, source: str, pair: int, generation: int) -> str:
+    """Return the path of the record of a move."""
+    return f"{DIRECTORY}/{FORWARD}{target}:{source}:{pair:x}.{generation:x}"
+
+
+def forward(target: str, source: str, pair: int, generation: int) -> str:
+    """Record that `target` is owed to the ends of a pair in `source`; return the record's path."""
+    path = forward_path(target, source, pair, generation)
+    try:
+        os.symlink(f"{_VERSION}:{source}", path)
+    except FileExistsError:
+        pass                                              # of a process that was killed before it moved
+    return path
+
+
 def remove(path: str) -> None:
     """Remove a record that may be gone already, or not be ours to remove."""
     try:
@@ -126,11 +143,13 @@ def remove(path: str) -> None:
 
 
 def reap() -> None:
-    """Remove every record whose stack no process uses any more."""
+    """Remove every record whose stack no process uses any more, nor is owed."""
     alive: dict[str, bool] = {}
     for entry in os.listdir(DIRECTORY):
-        if entry.startswith(("shmstack.l.", "shmstack.o.")):
+        if entry.startswith(("shmstack.l.", "shmstack.o.", FORWARD)):
             found = _read(f"{DIRECTORY}/{entry}")
             stack = found[0][0] if found and found[0] else ""
-            if not alive.setdefault(stack, living(stack)):
+            if stack not in alive:
+                alive[stack] = living(stack) or owed(stack)
+            if not alive[stack]:
                 remove(f"{DIRECTORY}/{entry}")

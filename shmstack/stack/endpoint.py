@@ -14,10 +14,11 @@ import signal
 import socket
 import time
 import weakref
-from typing import Any, Callable
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
 
 from shmstack import _native
-from shmstack.shm.layout import DIRECTION, PAIR, TCB
+from shmstack.shm.layout import DIRECTION, PAIR, PROCESSES_MAX, TCB
 from shmstack.stack import stack as stacks
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
@@ -33,6 +34,7 @@ _POLLIN, _POLLOUT = 1, 4
 _SLICE_NS = 100_000_000                                     # longest time without a look at the lifeline
 _ROOM_NS = 20_000_000                                       # a sender waits this long for the ring before it overflows
 _HAND_BACK_SECONDS = 0.5
+_STILL_SECONDS = 1.0                                        # longest wait for a lock that is held for one copy
 _PIECE = 1 << 18
 
 endpoints: weakref.WeakSet[Endpoint] = weakref.WeakSet()    # of this process
@@ -69,17 +71,20 @@ class Endpoint:
         self.offer: str | None = None
         self.owner: Callable[[], Any] = _nobody               # the socket object, or None
         self.cookie = 0
-        self.shut = self.free_after = False
+        self.shut = self.free_after = self.counted = False
         self.handle = handle = native.allocate(HANDLE.size)
         self._point()
         for field, value in ((_H.fd, fd), (_H.side, side), (_H.spin_ns, spin_ns), (_H.held_spin, 200 if spin_ns else 0)):
             native.store(handle + field, value)
-        native.fetch_add(self.tcb + _T.holders, 1)
+        with self.still():
+            native.fetch_add(self.tcb + _T.holders, 1)
+            self.counted = True
         self.set_timeout(timeout)
         endpoints.add(self)
 
     def _point(self) -> None:
-        # All addresses of the handle, from numbers that were checked at attach.
+        # All addresses of the handle, from numbers that were checked at attach; first what belongs to the locks, which
+        # are found by the last two: a thread that sees the new ones sees all of it.
         native, stack, handle = _native.call, self.stack, self.handle
         base = stack.segment.base
         self.pair, self.tcb = stack.pair(self.index), stack.tcb(self.index, self.side)
@@ -87,11 +92,50 @@ class Endpoint:
         self.generation = native.load(self.pair + _P.generation)
         mine, theirs = (stack.ring_offset(self.index, side) for side in (self.side, 1 - self.side))
         for field, value in (
-                (_H.pair, self.pair), (_H.tx, self.tx), (_H.rx, self.rx), (_H.tx_ring, base + mine),
-                (_H.rx_ring, base + theirs), (_H.capacity, stack.capacity), (_H.me, stack.holder),
-                (_H.memory_fd, stack.segment.fd), (_H.tx_offset, mine), (_H.pair_index, self.index),
-                (_H.generation, self.generation), (_H.waiters, stack.waiters), (_H.waiter_size, stack.waiter_size)):
+                (_H.pair, self.pair), (_H.tx_ring, base + mine), (_H.rx_ring, base + theirs), (_H.capacity, stack.capacity),
+                (_H.me, stack.holder), (_H.memory_fd, stack.segment.fd), (_H.tx_offset, mine), (_H.pair_index, self.index),
+                (_H.generation, self.generation), (_H.waiters, stack.waiters), (_H.waiter_size, stack.waiter_size),
+                (_H.tx, self.tx), (_H.rx, self.rx)):
             native.store(handle + field, value)
+
+    # ---- moves
+
+    def follow(self, must: bool = True) -> bool:
+        """If the pair was moved to another stack, go there; return whether it was.
+
+        Parameters
+        ----------
+        must : raise ConnectionResetError if it went where this process can't follow
+        """
+        if _native.call.load(self.pair + _P.state) != stacks.MOVED:
+            return False
+        from shmstack.stack import follow
+        try:
+            follow.follow(self)
+        except OSError:
+            if must:
+                raise
+            return False
+        return True
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Context in which the pair does not move, for changes that a copy must not miss."""
+        native, stop, lock = _native.call, time.monotonic() + _STILL_SECONDS, 0
+        while not lock and time.monotonic() < stop:
+            lock = self.tx + _D.tx_lock
+            if not native.take(lock, self.stack.holder):
+                try:
+                    self.break_lock(lock)
+                except OSError:
+                    break                                     # it went where we can't: what we change is nobody's
+                finally:
+                    lock = 0
+        try:
+            yield
+        finally:
+            if lock:
+                native.unlock(lock)
 
     # ---- what it is
 
@@ -114,6 +158,8 @@ class Endpoint:
         """Move this end's state (or the other end's)."""
         where = (self.tcb if mine else self.stack.tcb(self.index, 1 - self.side)) + _T.state
         _native.call.store(where, step(_native.call.load(where), event))
+        if self.follow(must=False):                           # the copy may have missed it; a second time is no harm
+            self.happened(event, mine)
 
     def lanes(self) -> tuple[str, str]:
         """Return (tx, rx): the lane that the next byte takes as far as both sides know now."""
@@ -148,6 +194,8 @@ class Endpoint:
         if bell == KERNEL and before != KERNEL and self.joined:
             native.barrier()
             self.ask_spill()
+        if self.follow(must=False):
+            self.rest(bell if bell in (RING, KERNEL) else KERNEL)
 
     def expose(self) -> None:
         """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
@@ -195,13 +243,19 @@ class Endpoint:
         if native.take(lock, self.stack.holder):
             native.unlock(lock)
         else:
-            self.break_lock(lock)
+            try:
+                self.break_lock(lock)
+            except ConnectionResetError:
+                pass                                          # for the next send or recv to say
 
     def break_lock(self, lock: int) -> None:
-        """A lock was held for long: release it if its holder is dead."""
+        """A lock was held for long: release it if its holder is dead; if the pair has moved, follow."""
         native = _native.call
         holder = native.load(lock)
-        if 0 < holder and not self.stack.segment.alive(holder - 1) and native.break_lock(lock, holder):
+        if self.follow() or not holder:
+            return
+        living = 0 < holder <= PROCESSES_MAX and self.stack.segment.alive(holder - 1)
+        if not living and native.break_lock(lock, holder):
             self.stack.count("locks_broken")
 
     # ---- sending
@@ -361,16 +415,18 @@ class Endpoint:
         if not self.shut:
             self.shut = True
             self.serve()
-            native.store(self.tx + _D.fin, 1)
-            self.happened(Event.CLOSE)
-            self.happened(Event.ACK_OF_FIN)
+            with self.still():
+                native.store(self.tx + _D.fin, 1)
+                self.happened(Event.CLOSE)
+                self.happened(Event.ACK_OF_FIN)
             native.store(self.handle + _H.shut, 1)
             native.announce(self.handle, self.tx)
 
     def shutdown_receive(self) -> None:
         """After the lifeline was shut for reading: wake whoever waits for input; it gets what is there, then EOF."""
-        _native.call.store(self.rx + _D.fin, 1)
-        _native.call.ring_bell(self.rx + _D.bell, FUTEX, RING)
+        with self.still():
+            _native.call.store(self.rx + _D.fin, 1)
+            _native.call.ring_bell(self.rx + _D.bell, FUTEX, RING)
 
     def unread(self) -> bool:
         """Return whether bytes for this end wait in the ring."""
@@ -388,19 +444,20 @@ class Endpoint:
         if native.load(self.handle + _H.dead) or self.pid != os.getpid():
             return
         self.unwatch()
-        last = native.fetch_add(self.tcb + _T.holders, -1) <= 1
-        native.store(self.handle + _H.dead, 1)
-        if last:
-            self.serve()
-            self.withdraw()
-            if self.unread() and abort is not None:
-                abort()
-            elif not self.shut:
-                native.store(self.tx + _D.fin, 1)
-                self.happened(Event.CLOSE)
-            native.store(self.rx + _D.bell, KERNEL)           # what still comes is the kernel's to answer
-            native.ring_bell(self.rx + _D.stalled, 1, 0)
-            self._done()
+        self.serve()
+        with self.still():
+            last = native.fetch_add(self.tcb + _T.holders, -1) <= 1
+            native.store(self.handle + _H.dead, 1)
+            if last:
+                self.withdraw()
+                if self.unread() and abort is not None:
+                    abort()
+                elif not self.shut:
+                    native.store(self.tx + _D.fin, 1)
+                    self.happened(Event.CLOSE)
+                native.store(self.rx + _D.bell, KERNEL)       # what still comes is the kernel's to answer
+                native.ring_bell(self.rx + _D.stalled, 1, 0)
+                self._done()
         endpoints.discard(self)
 
     def closed(self) -> None:
@@ -448,21 +505,21 @@ class Endpoint:
         native = _native.call
         self.unwatch()
         self.withdraw()
-        if native.take(self.tx + _D.tx_lock, self.stack.holder):
+        with self.still():
             if native.load(self.tx + _D.nb) & 1:
                 self._through(self.tx + _D.rx_lock)
                 native.set_bound(self.tx, native.load(self.tx + _D.tail))
                 self._through(self.tx + _D.rx_lock)
             native.store(self.tx + _D.kernel, 1)
-            native.unlock(self.tx + _D.tx_lock)
         self.rest(KERNEL)
         end = time.monotonic() + _HAND_BACK_SECONDS
         while self.unread() and time.monotonic() < end and not self.ask_spill():
             time.sleep(0.0005)
         self.stack.count("handed_back")
-        native.fetch_add(self.tcb + _T.holders, -1)
-        native.store(self.handle + _H.dead, 1)
-        self._done()
+        with self.still():
+            native.fetch_add(self.tcb + _T.holders, -1)
+            native.store(self.handle + _H.dead, 1)
+            self._done()
         native.ring_bell(self.tx + _D.bell, FUTEX, RING)
         self._bury()
         endpoints.discard(self)
@@ -471,7 +528,8 @@ class Endpoint:
 
     def shared(self) -> None:
         """Before a fork: the child will hold this end too."""
-        _native.call.fetch_add(self.tcb + _T.holders, 1)
+        with self.still():
+            _native.call.fetch_add(self.tcb + _T.holders, 1)
 
     def adopt_in_child(self) -> None:
         """In the child: act under the child's own slot, and drop what threads of the parent were doing."""

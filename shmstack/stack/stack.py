@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 import weakref
+from hashlib import blake2b
 from typing import Any, Iterator
 
 from shmstack import _native, errors
@@ -126,6 +127,16 @@ class Stack:
         native.store(at + _S.start_ns, time.time_ns())
         native.fetch_add(at + _S.uses, 1)
         native.store(at + _S.pid, os.getpid())
+
+    @property
+    def shown(self) -> str:
+        """The name that people see: without the namespace; a stack without a name has "-" and a number."""
+        return self.name.partition(".")[2]
+
+    @property
+    def number(self) -> int:
+        """A number that stands for the stack in all processes."""
+        return int.from_bytes(blake2b(self.name.encode(), digest_size=4).digest(), "little") >> 1
 
     @property
     def in_use(self) -> bool:

@@ -353,7 +353,9 @@ def recv_end(h, to, size, flags):
         return -LOCKED
     got = -EAGAIN
     capacity = load(h + _H.capacity)
-    if pass_bounds(rx, load(rx + _D.head)) and readable(rx, load(rx + _D.head), capacity) == 0:
+    if not pass_bounds(rx, load(rx + _D.head)):
+        got = recv_kernel(h, rx, to, size, flags)
+    elif readable(rx, load(rx + _D.head), capacity) == 0:
         got = _recv(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_DONTWAIT)
         if got < 0:
             got = failure()

@@ -327,7 +327,11 @@ class Endpoint:
         if head >= native.load(handle + _H.checked_at) or not native.load(self.tx + _D.nb) & 1:
             native.store(handle + _H.checked_at, tail)
         elif self.peer_gone():
-            native.store(self.tx + _D.bell, KERNEL)           # on behalf of the dead: the kernel knows what to say
+            # On behalf of the dead, who left bytes, bounds and perhaps a lock: the kernel knows what to say.
+            self.break_lock(self.tx + _D.rx_lock)
+            native.store(self.tx + _D.passed, native.load(self.tx + _D.nb))
+            native.store(self.tx + _D.head, tail)
+            native.store(self.tx + _D.bell, KERNEL)
         native.touch(handle)
 
     def peer_gone(self) -> bool:

@@ -83,7 +83,8 @@ class Crowd:
         native = _native.call
         if not native.look(self.address, self.count):
             return []
-        return [end for index, end in enumerate(self.ends) if native.load(self.address + 16 * index + 8)]
+        return [end for index, end in enumerate(self.ends)
+                if (ready := native.load(self.address + 16 * index + 8)) == 1 or (ready and end.ready())]
 
     def lead_to_kernel(self) -> float:
         """Have all input come in the kernel lane; return how long a sleep may last."""

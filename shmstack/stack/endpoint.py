@@ -63,6 +63,7 @@ class Endpoint:
 
     home = 0                                                # bell of the poller's waiter that looks after it, if any
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
+    following = False                                       # on its way to another stack
     sleepers = 0                                            # threads that sleep in the kernel for its input
 
     def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin_ns: int) -> None:
@@ -107,7 +108,7 @@ class Endpoint:
         ----------
         must : raise ConnectionResetError if it went where this process can't follow
         """
-        if _native.call.load(self.pair + _P.state) != stacks.MOVED:
+        if _native.call.load(self.pair + _P.state) != stacks.MOVED or self.following:
             return False
         from shmstack.stack import follow
         try:
@@ -117,6 +118,14 @@ class Endpoint:
                 raise
             return False
         return True
+
+    def ready(self) -> bool:
+        """Return whether a receive would not wait for the ring, wherever the pair is now."""
+        try:
+            self.follow()
+        except OSError:
+            return True                                       # for the receive to say
+        return bool(_native.call.ring_ready(self.handle) == 1)
 
     @contextmanager
     def still(self) -> Iterator[None]:

@@ -96,12 +96,16 @@ def point(end: Endpoint, target: Stack, new: int) -> None:
     """Have the endpoint mean the new pair, and leave the old one."""
     native = _native.call
     watchers = tuple(end.watchers)
-    for poller in watchers:
-        poller.leave_to_kernel(end.fd, end)                  # its numbers are the old stack's
     old, counted = (end.stack, end.index, end.side, weakref.ref(end), time.monotonic_ns()), end.counted
-    native.store(end.handle + _H.bell, 0)
-    end.home, end.stack, end.index = 0, target, new
-    end._point()
+    end.following = True
+    try:
+        for poller in watchers:
+            poller.leave_to_kernel(end.fd, end)              # its numbers are the old stack's
+        native.store(end.handle + _H.bell, 0)
+        end.home, end.stack, end.index = 0, target, new
+        end._point()
+    finally:
+        end.following = False
     if counted:
         _left.append(old)
     tidy()

@@ -94,8 +94,10 @@ class Poller(Members):
 
     def _still(self, fd: int) -> bool:
         end = self._members.get(fd)
-        if end is not None and end.handle and fd not in self._spent and _native.call.ring_ready(end.handle):
-            return True
+        if end is not None and end.handle and fd not in self._spent:
+            ready = _native.call.ring_ready(end.handle)
+            if ready == 1 or (ready and end.ready()):
+                return True
         self._suspects.pop(fd, None)
         return False
 

@@ -28,7 +28,7 @@ from numba import types
 from shmstack._jit import cas, extern, fetch_or, kernel, load, load_acquire, pause, scratch, store, \
     store_release, swap
 from shmstack.ring.doorbell import FUTEX, KERNEL, now_ns
-from shmstack.shm.layout import DIRECTION, WAITER
+from shmstack.shm.layout import DIRECTION, MOVED_LOCK, WAITER
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.wait import in_ring
 
@@ -45,11 +45,11 @@ _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
 
 @kernel
 def ring_ready(h):
-    """Return 1 if a receive would get bytes from the ring."""
+    """Return 1 if a receive would get bytes from the ring, 2 if the pair has moved: follow, and look again."""
     rx = load(h + _H.rx)
     if load(h + _H.dead) or load_acquire(rx + _D.tail) == load_acquire(rx + _D.head):
         return 0
-    return in_ring(h)
+    return 2 if load(rx + _D.rx_lock) == MOVED_LOCK else in_ring(h)
 
 
 # ---- waiters -------------------------------------------------------------------------------------------------

@@ -76,7 +76,9 @@ def client(link: Link, cfg: dict[str, Any]) -> None:
         process = context.Process(target=child, args=(theirs, None, core), daemon=True)
         put, get = conn.send, conn.recv
     else:
-        out, back = source.Queue(), source.Queue()
+        # A queue's locks belong to the way its processes are started.
+        named = {} if source is context else {"ctx": context}
+        out, back = source.Queue(**named), source.Queue(**named)
         process = context.Process(target=child, args=(out, back, core), daemon=True)
         put, get = out.put, back.get
     if process:
@@ -103,7 +105,7 @@ def run(options: Options, say: Say) -> list[Row]:
     """Measure Pipe, Queue and Client."""
     rows: list[Row] = []
     kernel = CATALOGUE["mp-pipe"]
-    ours = replace(CATALOGUE["shmstack"], title="shmstack.connection", needs=(PIPES,))
+    ours = replace(CATALOGUE["shmstack"], name=PIPES, title=PIPES, needs=(PIPES,))
     sides: tuple[tuple[Transport, str], ...] = ((kernel, "multiprocessing"), (ours, PIPES))
     for what in ("Pipe", "Queue"):
         with Crew(options) as crew:

@@ -120,7 +120,7 @@ def draw(head: str, columns: Sequence[str], table: list[list[str]], out: TextIO 
             return
     widths = [max(map(len, texts)) for texts in zip(columns, *table, strict=True)]
     print(f"\n{head}", file=out)
-    for line in (columns, *table):
+    for line in [list(columns), *table]:
         first, *rest = (
             text.rjust(width) if i else text.ljust(width)
             for i, (text, width) in enumerate(zip(line, widths, strict=True))

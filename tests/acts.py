@@ -86,9 +86,11 @@ def close(name="one"):
 
 
 def attempt(act, *args):
-    """Return what the act returned, or the errno's name of the OSError that it raised."""
+    """Return what the act returned, or the errno's name of the OSError that it raised, or "cut" at an early end."""
     try:
         return globals()[act](*args)
+    except EOFError:
+        return "cut"
     except OSError as error:
         return errno.errorcode.get(error.errno, repr(error))
 
@@ -113,7 +115,9 @@ def _check(sock, seed, total):
                 raise EOFError(f"message {number} ends after {got} of {len(message)} bytes")
             got += new
         if room[:got] != message:
-            raise ValueError(f"message {number} of {got} bytes is another one")
+            raise ValueError(f"message {number} of {len(message)} bytes is another one")
+        if got < len(message):
+            raise EOFError(f"message {number} ends after {got} of {len(message)} bytes")
 
 
 def stream(out, into, total, name="one"):
@@ -181,6 +185,14 @@ def take_lock(which, name="one"):
     end = held[name]._endpoint
     direction = end.tx if which == "tx_lock" else end.rx
     return _native.call.take(direction + getattr(DIRECTION.at, which), end.stack.holder)
+
+
+def sockets_timeout(seconds, name="one"):
+    held[name].settimeout(seconds)
+
+
+def tidy():
+    names.tidy()
 
 
 def die():

@@ -75,7 +75,7 @@ class Endpoint:
         self.shut = self.free_after = self.counted = False
         self.handle = handle = native.allocate(HANDLE.size)
         self._point()
-        for field, value in ((_H.fd, fd), (_H.side, side), (_H.spin_ns, spin_ns), (_H.held_spin, 200 if spin_ns else 0)):
+        for field, value in ((_H.fd, fd), (_H.side, side), (_H.spin_ns, spin_ns), (_H.held_spin, 1000 if spin_ns else 0)):
             native.store(handle + field, value)
         with self.still():
             native.fetch_add(self.tcb + _T.holders, 1)

@@ -6,8 +6,8 @@
     used       after one message of 64 B each way
     filled     after 64 KiB each way
 
-Figure: growth of the PSS of both processes together for each connection (PSS shares a page's
-size among those who map it, so shared rings count once).  The note has the growth of the mapped
+Figure: growth of the anonymous and shared memory of both processes together for each connection,
+as PSS (a page's size is shared among those who map it, so rings count once).  The note has the growth of the mapped
 POSIX shared memory, by blocks, and of RSS.  The kernel's own socket buffers are in none of
 these: for kernel TCP the figure is the Python objects alone.
 """
@@ -79,14 +79,15 @@ def _exchange(socks: list[Any], size: int, first: bool) -> None:
 
 
 def sizes(pids: list[int]) -> dict[str, int]:
-    """Return PSS and RSS of some processes and the blocks of the shared memory they map, in bytes."""
+    """Return PSS (anonymous and shared memory) and RSS of some processes and the blocks of the shared memory they map, in bytes."""
     told = {"pss": 0, "rss": 0, "shm": 0}
     files = set()
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             word, _, rest = line.partition(":")
-            if word in ("Pss", "Rss"):
-                told[word.lower()] += int(rest.split()[0]) * 1024
+            # Not Pss as a whole: a library's share in it shrinks whenever some other program starts.
+            if word in ("Pss_Anon", "Pss_Shmem", "Rss"):
+                told[word[:3].lower()] += int(rest.split()[0]) * 1024
         # A segment may have no name any more: map_files leads to it all the same.
         for entry in Path(f"/proc/{pid}/map_files").iterdir():
             with contextlib.suppress(OSError):
@@ -121,7 +122,7 @@ def _row(title: str, pair: Pair, before: dict[str, int], after: dict[str, int], 
     row = Row(NAME, title, pair.transport.name, "B/conn", missing=pair.missing)
     if not pair.missing:
         each = {key: (after[key] - before[key]) // number for key in after}
-        row.value = float(each["pss"])
+        row.value = float(max(each["pss"], 0))  # a heap that was trimmed takes nothing
         row.rounds = [row.value]
         row.shared = each["shm"]
         row.note = f"shared memory {each['shm']:,} B, RSS {each['rss']:,} B a connection"

@@ -1,13 +1,7 @@
 """What Python calls: the kernels as C functions of CPython's fast calling convention.
 
 `FUNCTIONS` become built-in functions (`_native.call.NAME`): integers and buffers in, an integer or bytes out.
-`METHODS` become methods of the socket class, found by the interpreter like those of the C class beneath it: one
-C call for a send or a recv, no Python frame, no object but the result.  A method finds its handle in the
-socket's `_handle` slot; where there is none (a socket that isn't accelerated) it calls the standard library's own
-method, and where the ring has no quick answer it calls the slow method in `shmstack.socket`.
-
-Only CPython's stable API is used.  The slot's offset and the methods to fall back to stand in the static words,
-written by `_native` at load.
+The methods of the fast path are in `tcp.method`.  Only CPython's stable API is used.
 """
 from __future__ import annotations
 
@@ -16,37 +10,24 @@ from typing import Any, Callable
 from numba import types
 
 from shmstack._jit import (
-    cas, copy, extern, fetch_add, fetch_or, kernel, load, load_acquire, scratch, static_words, store, store_release,
+    cas, copy, extern, fetch_add, fetch_or, kernel, load, load_acquire, scratch, store, store_release,
     swap, cycles)
 from shmstack.ring import doorbell, lock, stream
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import loopback, ready, wait
+from shmstack.tcp import lane, loopback, ready, wait
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
 _i, _i32, _none = types.int64, types.int32, types.void
 
-# static words (see doorbell for the first ones)
-SLOT = 8 * 8                         # offset of the `_handle` slot in a socket object
-NONE = 8 * 9                         # address of None
-FALLBACK = 8 * 16                    # for method k: the slow method at 16 + 2 k, the standard library's at 17 + 2 k
-
-PEER_CHECK = 1 << 27                 # cycles between two looks at a peer that takes nothing
 PyBUF_WRITABLE = 1
 
 _as_int = extern("PyLong_AsLongLong", _i, _i)
-_as_size = extern("PyLong_AsSsize_t", _i, _i)
 _from_int = extern("PyLong_FromLongLong", _i, _i)
 _bytes = extern("PyBytes_FromStringAndSize", _i, _i, _i)
-_bytes_at = extern("PyBytes_AsString", _i, _i)
-_resize = extern("_PyBytes_Resize", _i32, _i, _i)
 _get_buffer = extern("PyObject_GetBuffer", _i32, _i, _i, _i32)
 _release_buffer = extern("PyBuffer_Release", _none, _i)
 _error = extern("PyErr_Occurred", _i)
-_clear = extern("PyErr_Clear", _none)
-_call = extern("PyObject_Vectorcall", _i, _i, _i, _i, _i)
-_keep = extern("Py_IncRef", _none, _i)
-_drop = extern("Py_DecRef", _none, _i)
 _calloc = extern("calloc", _i, _i, _i)
 _free = extern("free", _none, _i)
 _mmap = extern("mmap", _i, _i, _i, _i32, _i32, _i32, _i)
@@ -54,7 +35,6 @@ _munmap = extern("munmap", _i32, _i, _i)
 _fallocate = extern("fallocate", _i32, _i32, _i32, _i, _i)
 
 FUNCTIONS: dict[str, Callable[..., int]] = {}
-METHODS: dict[str, tuple[Callable[..., int], bool]] = {}
 
 
 def integers(function: Any, name: str | None = None) -> Any:
@@ -121,7 +101,7 @@ def _touch(handle):
 def _map(fd, size):
     """Map `size` bytes of the object, shared; return the address or -errno."""
     address = _mmap(0, size, 3, 1, fd, 0)
-    return loopback.failure() if address == -1 else address
+    return lane.failure() if address == -1 else address
 
 
 @_named("unmap")
@@ -132,7 +112,7 @@ def _unmap(address, size):
 @_named("back")
 def _back(fd, offset, size):
     """Put memory behind a range of the object, or return -errno (ENOSPC): writing there then can't fault."""
-    return loopback.failure() if _fallocate(fd, 0, offset, size) else 0
+    return lane.failure() if _fallocate(fd, 0, offset, size) else 0
 
 
 def function(name: str) -> Callable[[Any], Any]:
@@ -198,185 +178,3 @@ def collect(self, args, n):
     """collect(waiters) -> bytes: who was marked, as 64-bit numbers, at most 32 of them"""
     found = scratch()
     return _bytes(found, 8 * ready.collect(_as_int(load(args)), found, 32))
-
-
-# ---- the fast path -------------------------------------------------------------------------------------------
-
-@kernel
-def handle_of(self):
-    """Return the handle of a socket object, 0 if it has none."""
-    number = load(self + load(static_words() + SLOT))
-    if number == 0:
-        return 0
-    return _as_int(number)
-
-
-@kernel
-def fall_back(index, self, args, n, names):
-    """Call the slow method (index even) or the standard library's (odd) with the same arguments."""
-    vector = scratch()
-    store(vector, self)
-    if n > 16:
-        n = 16
-    for i in range(n):
-        store(vector + 8 + 8 * i, load(args + 8 * i))
-    keywords = 0
-    if names != 0:
-        keywords = load(names + 16)                      # ob_size of the tuple of names
-        for i in range(min(keywords, 8)):
-            store(vector + 8 + 8 * (n + i), load(args + 8 * (n + i)))
-    return _call(load(static_words() + FALLBACK + 8 * index), vector, 1 + n, names)
-
-
-@kernel
-def quick_recv(h, to, size):
-    """Receive from the ring, after a short wait if it is empty; return the count or <= 0: take the slow way."""
-    got = loopback.recv_some(h, to, size, 0)
-    if got != -loopback.LOOK or load(h + _H.timeout_ns) == 0:
-        return got
-    if wait.wait_arrived(h, load(h + _H.spin_ns)) == 0:
-        return got
-    return loopback.recv_some(h, to, size, 0)
-
-
-@kernel
-def may_be_quick(h):
-    """Return 1 if the next receive can be answered from the ring, with the bytes or a wait of known kind."""
-    return 1 if wait.in_ring(h) and load(h + _H.failed) == 0 else 0
-
-
-@kernel
-def peer_takes(h):
-    """Return 0 if the peer took nothing for a while: the slow way then asks whether it lives."""
-    now = cycles()
-    if now - load(h + _H.checked) < PEER_CHECK:
-        return 1
-    tx = load(h + _H.tx)
-    taken = load_acquire(tx + _D.head) >= load(h + _H.checked_at)
-    if taken:
-        store(h + _H.checked, now)
-        store(h + _H.checked_at, load(tx + _D.tail))
-        return 1
-    return 0
-
-
-def recv(self, args, n):
-    """socket.recv(bufsize[, flags])"""
-    h = handle_of(self)
-    if h == 0:
-        return fall_back(1, self, args, n, 0)
-    if n != 1 or not may_be_quick(h):
-        return fall_back(0, self, args, n, 0)
-    size = _as_size(load(args))
-    if size <= 0:
-        _clear()
-        return fall_back(0, self, args, n, 0)
-    rx = load(h + _H.rx)
-    if load_acquire(rx + _D.tail) == load(rx + _D.head):
-        if load(h + _H.timeout_ns) == 0 or wait.wait_arrived(h, load(h + _H.spin_ns)) == 0:
-            return fall_back(0, self, args, n, 0)
-    # The result is made as large as what is there; another thread may take it first, then it is cut to size.
-    there = load_acquire(rx + _D.tail) - load(rx + _D.head)
-    size = max(1, min(size, min(there, load(h + _H.capacity))))
-    result = scratch()
-    store(result, _bytes(0, size))
-    if load(result) == 0:
-        return 0
-    got = loopback.recv_some(h, _bytes_at(load(result)), size, 0)
-    if got == size:
-        return load(result)
-    _resize(result, max(got, 0))
-    if got > 0:
-        return load(result)
-    _drop(load(result))
-    return fall_back(0, self, args, n, 0)
-
-
-def recv_into(self, args, n, names):
-    """socket.recv_into(buffer[, nbytes[, flags]])"""
-    h = handle_of(self)
-    if h == 0:
-        return fall_back(3, self, args, n, names)
-    if n < 1 or n > 2 or names != 0 or not may_be_quick(h):
-        return fall_back(2, self, args, n, names)
-    view = scratch()
-    if _get_buffer(load(args), view, PyBUF_WRITABLE) < 0:
-        _clear()
-        return fall_back(2, self, args, n, names)
-    size = load(view + 16)
-    if n == 2:
-        wanted = _as_size(load(args + 8))
-        if wanted < 0 or wanted > size:
-            _clear()
-            size = 0
-        elif wanted > 0:
-            size = wanted
-    got = 0
-    if size > 0:
-        got = quick_recv(h, load(view), size)
-    _release_buffer(view)
-    if got > 0:
-        return _from_int(got)
-    return fall_back(2, self, args, n, names)
-
-
-@kernel
-def quick_send(h, buffer):
-    """Send from `buffer`, an object; return size << 32 | count sent, or -1 with nothing sent: take the slow way."""
-    if load(h + _H.failed) or load(h + _H.shut) or not peer_takes(h):
-        return -1
-    view = scratch()
-    if _get_buffer(buffer, view, 0) < 0:
-        _clear()
-        return -1
-    size = load(view + 16)
-    sent = -1
-    if size > 0 and size < 1 << 31:
-        sent = loopback.send_some(h, load(view), size, 0)
-    _release_buffer(view)
-    return size << 32 | sent if sent > 0 else -1
-
-
-@kernel
-def go_on(index, self, data, sent):
-    """Call the slow method as METHOD(data, flags=0, sent)."""
-    rest = scratch()
-    store(rest, data)
-    store(rest + 8, _from_int(0))
-    store(rest + 16, _from_int(sent))
-    result = fall_back(index, self, rest, 3, 0)
-    _drop(load(rest + 8))
-    _drop(load(rest + 16))
-    return result
-
-
-def send(self, args, n):
-    """socket.send(bytes[, flags])"""
-    h = handle_of(self)
-    if h == 0:
-        return fall_back(5, self, args, n, 0)
-    sent = quick_send(h, load(args)) if n == 1 else -1
-    if sent < 0:
-        return fall_back(4, self, args, n, 0)
-    if sent & 0xFFFFFFFF != sent >> 32 and load(h + _H.timeout_ns) < 0:
-        return go_on(4, self, load(args), sent & 0xFFFFFFFF)          # a blocking send waits for all, as Linux does
-    return _from_int(sent & 0xFFFFFFFF)
-
-
-def sendall(self, args, n):
-    """socket.sendall(bytes[, flags])"""
-    h = handle_of(self)
-    if h == 0:
-        return fall_back(7, self, args, n, 0)
-    sent = quick_send(h, load(args)) if n == 1 else -1
-    if sent < 0:
-        return fall_back(6, self, args, n, 0)
-    count = sent & 0xFFFFFFFF
-    if count == sent >> 32:
-        nothing = load(static_words() + NONE)
-        _keep(nothing)
-        return nothing
-    return go_on(6, self, load(args), count)
-
-
-METHODS.update(recv=(recv, False), recv_into=(recv_into, True), send=(send, False), sendall=(sendall, False))

@@ -17,116 +17,27 @@ and no further, then goes over.  Three rules keep that exact:
 The lifeline is also the overflow: a sender that must not wait and finds the ring full goes on in the kernel lane.
 An accelerated connection therefore never buffers less than kernel TCP does, and "writable" is the kernel's word.
 
-In the kernel lane the kernel does the counting (TCP_INFO, SIOCOUTQ, SIOCINQ): whoever has the descriptor may write
-or read there past us, by os.sendfile for one, and at the next bound both ends still agree where they are.
-
 What the end of a stream looks like (EOF, ECONNRESET, EPIPE) is not imitated: after the last byte of the ring the
 kernel socket is asked, because close and shutdown are done on it too.
 """
 from __future__ import annotations
 
-from numba import types
-
-from shmstack._jit import extern, fetch_or, kernel, load, load32, load_acquire, scratch, store, store_release
+from shmstack._jit import fetch_or, kernel, load, load_acquire, store_release
 from shmstack.ring.doorbell import FUTEX, KERNEL, RING, WAITER, barrier, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
-    cached_room, consume, get, lane_end, outstanding, pass_bounds, publish, put, readable, room, set_bound)
+    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, room, set_bound)
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
+from shmstack.tcp.codes import (
+    EAGAIN, EBADF, ECONNRESET, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, NO_MEMORY, OVERFLOW)
 from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.lane import (
+    begin_run, end_run, failure, kernel_written, recv_kernel, recv_now, send_kernel, send_now)
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 _MAP = WAITER_STRUCT.size
 
-EAGAIN, EPIPE, ECONNRESET, EBADF = 11, 32, 104, 9
-LOCKED = 4096                        # -LOCKED: somebody holds the lock; ask whether it lives
-FULL = 4097                          # -FULL: the ring has no room
-LOOK = 4098                          # -LOOK: the ring is empty and the stream may have ended; see `recv_end`
-NO_MEMORY = 4099                     # -NO_MEMORY: the ring has no memory behind it there
-
-MSG_PEEK, MSG_DONTWAIT, MSG_NOSIGNAL = 0x2, 0x40, 0x4000
-OVERFLOW = 1 << 32                   # flag of `send_some`: don't wait for room, go on in the kernel lane
-
-_send = extern("send", types.int64, types.int32, types.int64, types.int64, types.int32)
-_recv = extern("recv", types.int64, types.int32, types.int64, types.int64, types.int32)
-_getsockopt = extern("getsockopt", types.int32, types.int32, types.int32, types.int32, types.int64, types.int64)
-_ioctl = extern("ioctl", types.int32, types.int32, types.int64, types.int64)
-_errno = extern("__errno_location", types.int64)
-
-
-@kernel
-def failure():
-    """Return the negative of the C library's errno."""
-    return -load32(_errno())
-
-
-# ---- what the kernel counted -----------------------------------------------------------------------------------
-
-TCP_INFO, BYTES_ACKED, BYTES_RECEIVED = 11, 120, 128             # linux/tcp.h
-SIOCINQ, SIOCOUTQ = 0x541B, 0x5411
-
-
-@kernel
-def counted(h, field, queue):
-    """Return a byte count of TCP_INFO, and what is in one of the socket's queues; -1, 0 if the kernel won't say."""
-    info, extra = scratch(), scratch()
-    store(extra, 136)
-    if _getsockopt(load(h + _H.fd), 6, TCP_INFO, info, extra) < 0:
-        return -1, 0
-    store(extra, 0)
-    if _ioctl(load(h + _H.fd), queue, extra) < 0:
-        return -1, 0
-    return load(info + field), load(extra)
-
-
-@kernel
-def kernel_written(h):
-    """Return how many bytes were ever written to the lifeline at this end, by anybody; -1: unknown."""
-    acknowledged, queued = counted(h, BYTES_ACKED, SIOCOUTQ)
-    if acknowledged > 0 and load(h + _H.side) == 0:
-        acknowledged -= 1                                        # the active opener's SYN is counted too
-    return acknowledged + queued
-
-
-@kernel
-def kernel_taken(h):
-    """Return how many bytes were ever read from the lifeline at this end, by anybody; -1: unknown."""
-    received, queued = counted(h, BYTES_RECEIVED, SIOCINQ)
-    return received - queued
-
-
-@kernel
-def begin_run(h, tx, position):
-    """Set the bound at which the kernel lane begins."""
-    store_release(tx + _D.run_start, position)
-    store_release(tx + _D.run_base, kernel_written(h))
-    set_bound(tx, position)
-    return 0
-
-
-@kernel
-def end_run(h, tx):
-    """Set the bound at which the kernel lane ends: after all that was written there, also by others."""
-    written, base = kernel_written(h), load(tx + _D.run_base)
-    if written >= 0 and base >= 0:
-        tail = load(tx + _D.run_start) + written - base
-        if tail > load(tx + _D.tail):
-            publish(tx, tail)
-    set_bound(tx, load(tx + _D.tail))
-    return 0
-
-
 # ---- sending -------------------------------------------------------------------------------------------------
-
-@kernel
-def send_kernel(h, tx, source, size, flags):
-    """Send in the kernel lane what it takes without waiting; return the count or -errno."""
-    sent = _send(load(h + _H.fd), source, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT | MSG_NOSIGNAL)
-    if sent < 0:
-        return failure()
-    publish(tx, load(tx + _D.tail) + sent)
-    return sent
-
 
 @kernel
 def spill(h, tx):
@@ -146,7 +57,7 @@ def spill(h, tx):
         while position < tail:
             index = position & (capacity - 1)
             size = min(tail - position, capacity - index)
-            sent = _send(load(h + _H.fd), ring + index, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            sent = send_now(load(h + _H.fd), ring + index, size, MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent <= 0:
                 break
             position += sent
@@ -272,33 +183,6 @@ def send_some(h, source, size, flags):
 # ---- receiving -----------------------------------------------------------------------------------------------
 
 @kernel
-def read_by_others(h, rx):
-    """Return the position that the lifeline's reader reached in this run, by the kernel's count; -1: unknown."""
-    taken, base = kernel_taken(h), load_acquire(rx + _D.run_base)
-    if taken < 0 or base < 0:
-        return -1
-    return load_acquire(rx + _D.run_start) + taken - base
-
-
-@kernel
-def recv_kernel(h, rx, to, size, flags):
-    """Receive from the kernel lane, not past its end; return the count (0: end of stream) or -errno."""
-    head, end = load(rx + _D.head), lane_end(rx)
-    if end >= 0:
-        head = max(head, min(end, read_by_others(h, rx)))
-        consume(rx, head)
-        if head < 0 or end <= head:                          # the bound was set just now, or one is garbage
-            return -EAGAIN if end == head else -ECONNRESET
-        size = min(size, end - head)
-    got = _recv(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
-    if got < 0:
-        return failure()
-    if flags & MSG_PEEK == 0:
-        consume(rx, head + got)
-    return got
-
-
-@kernel
 def recv_ring(h, rx, to, size, flags):
     """Receive from the ring; return the count, -LOOK when it is empty, -ECONNRESET for garbage."""
     head, capacity = load(rx + _D.head), load(h + _H.capacity)
@@ -356,7 +240,7 @@ def recv_end(h, to, size, flags):
     if not pass_bounds(rx, load(rx + _D.head)):
         got = recv_kernel(h, rx, to, size, flags)
     elif readable(rx, load(rx + _D.head), capacity) == 0:
-        got = _recv(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_DONTWAIT)
+        got = recv_now(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_DONTWAIT)
         if got < 0:
             got = failure()
         else:
@@ -365,6 +249,6 @@ def recv_end(h, to, size, flags):
             if pass_bounds(rx, load(rx + _D.head)) == 0 or readable(rx, load(rx + _D.head), capacity) != 0:
                 got = -EAGAIN
             elif got > 0:
-                got = _recv(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
+                got = recv_now(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
     unlock(rx + _D.rx_lock)
     return got

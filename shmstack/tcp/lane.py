@@ -1,0 +1,117 @@
+"""The kernel lane: the lifeline as one of the two ways that bytes of a stream take.
+
+In this lane the kernel does the counting (TCP_INFO, SIOCOUTQ, SIOCINQ): whoever has the descriptor may write or read
+there past us, by os.sendfile for one, and at the next bound both ends still agree where they are.
+"""
+from __future__ import annotations
+
+from numba import types
+
+from shmstack._jit import extern, kernel, load, load32, load_acquire, scratch, store, store_release
+from shmstack.ring.stream import consume, lane_end, publish, set_bound
+from shmstack.shm.layout import DIRECTION
+from shmstack.tcp.codes import EAGAIN, ECONNRESET, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
+from shmstack.tcp.handle import HANDLE
+
+_D, _H = DIRECTION.at, HANDLE.at
+TCP_INFO, BYTES_ACKED, BYTES_RECEIVED = 11, 120, 128             # linux/tcp.h
+SIOCINQ, SIOCOUTQ = 0x541B, 0x5411
+
+send_now = extern("send", types.int64, types.int32, types.int64, types.int64, types.int32)
+recv_now = extern("recv", types.int64, types.int32, types.int64, types.int64, types.int32)
+_getsockopt = extern("getsockopt", types.int32, types.int32, types.int32, types.int32, types.int64, types.int64)
+_ioctl = extern("ioctl", types.int32, types.int32, types.int64, types.int64)
+_errno = extern("__errno_location", types.int64)
+
+
+@kernel
+def failure():
+    """Return the negative of the C library's errno."""
+    return -load32(_errno())
+
+
+@kernel
+def counted(h, field, queue):
+    """Return a byte count of TCP_INFO, and what is in one of the socket's queues; -1, 0 if the kernel won't say."""
+    info, extra = scratch(), scratch()
+    store(extra, 136)
+    if _getsockopt(load(h + _H.fd), 6, TCP_INFO, info, extra) < 0:
+        return -1, 0
+    store(extra, 0)
+    if _ioctl(load(h + _H.fd), queue, extra) < 0:
+        return -1, 0
+    return load(info + field), load(extra)
+
+
+@kernel
+def kernel_written(h):
+    """Return how many bytes were ever written to the lifeline at this end, by anybody; -1: unknown."""
+    acknowledged, queued = counted(h, BYTES_ACKED, SIOCOUTQ)
+    if acknowledged > 0 and load(h + _H.side) == 0:
+        acknowledged -= 1                                        # the active opener's SYN is counted too
+    return acknowledged + queued
+
+
+@kernel
+def kernel_taken(h):
+    """Return how many bytes were ever read from the lifeline at this end, by anybody; -1: unknown."""
+    received, queued = counted(h, BYTES_RECEIVED, SIOCINQ)
+    return received - queued
+
+
+@kernel
+def begin_run(h, tx, position):
+    """Set the bound at which the kernel lane begins."""
+    store_release(tx + _D.run_start, position)
+    store_release(tx + _D.run_base, kernel_written(h))
+    set_bound(tx, position)
+    return 0
+
+
+@kernel
+def end_run(h, tx):
+    """Set the bound at which the kernel lane ends: after all that was written there, also by others."""
+    written, base = kernel_written(h), load(tx + _D.run_base)
+    if written >= 0 and base >= 0:
+        tail = load(tx + _D.run_start) + written - base
+        if tail > load(tx + _D.tail):
+            publish(tx, tail)
+    set_bound(tx, load(tx + _D.tail))
+    return 0
+
+
+@kernel
+def send_kernel(h, tx, source, size, flags):
+    """Send in the kernel lane what it takes without waiting; return the count or -errno."""
+    sent = send_now(load(h + _H.fd), source, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT | MSG_NOSIGNAL)
+    if sent < 0:
+        return failure()
+    publish(tx, load(tx + _D.tail) + sent)
+    return sent
+
+
+@kernel
+def read_by_others(h, rx):
+    """Return the position that the lifeline's reader reached in this run, by the kernel's count; -1: unknown."""
+    taken, base = kernel_taken(h), load_acquire(rx + _D.run_base)
+    if taken < 0 or base < 0:
+        return -1
+    return load_acquire(rx + _D.run_start) + taken - base
+
+
+@kernel
+def recv_kernel(h, rx, to, size, flags):
+    """Receive from the kernel lane, not past its end; return the count (0: end of stream) or -errno."""
+    head, end = load(rx + _D.head), lane_end(rx)
+    if end >= 0:
+        head = max(head, min(end, read_by_others(h, rx)))
+        consume(rx, head)
+        if head < 0 or end <= head:                          # the bound was set just now, or one is garbage
+            return -EAGAIN if end == head else -ECONNRESET
+        size = min(size, end - head)
+    got = recv_now(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
+    if got < 0:
+        return failure()
+    if flags & MSG_PEEK == 0:
+        consume(rx, head + got)
+    return got

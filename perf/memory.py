@@ -79,7 +79,14 @@ def _exchange(socks: list[Any], size: int, first: bool) -> None:
 
 
 def sizes(pids: list[int]) -> dict[str, int]:
-    """Return PSS (anonymous and shared memory) and RSS of some processes and the blocks of the shared memory they map, in bytes."""
+    """Return what some processes take, in bytes.
+
+    Returns
+    -------
+    dict
+        `pss` of anonymous and shared memory, `rss`, and `shm`: the blocks of the POSIX shared
+        memory that they map, each file once.
+    """
     told = {"pss": 0, "rss": 0, "shm": 0}
     files = set()
     for pid in pids:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import fcntl
 import os
 import pickle
@@ -11,12 +12,17 @@ import signal
 import struct
 import sys
 import threading
+import traceback
 
+import shmstack
+import shmstack.select as select
 import shmstack.socket as socket
-from shmstack import _native
+from shmstack import _native, views
+from shmstack.errors import NotMovable, StackFull
 from shmstack.shm.layout import COUNTERS, DIRECTION, HEADER
 from shmstack.stack import names
 from shmstack.stack.stack import attached
+from shmstack.tcp import lifeline
 
 held = {}                            # name -> socket
 HOST = "127.0.0.1"
@@ -34,6 +40,30 @@ def listen(host=HOST, name="listener", port=0, dual=None):
     sock.bind((host, port))
     sock.listen()
     return sock.getsockname()
+
+
+def bind(host=HOST, name="one"):
+    """Bind a socket, for `listen_bound` or `connect_bound`."""
+    held[name] = sock = socket.socket()
+    sock.bind((host, 0))
+    return sock.getsockname()
+
+
+def bound(name="one"):
+    return held[name].getsockname()
+
+
+def listen_bound(name="one"):
+    held["listener"] = held.pop(name)
+    held["listener"].listen()
+
+
+def connect_bound(address, name="one"):
+    held[name].connect(tuple(address))
+
+
+def cookie(name="one"):
+    return lifeline.cookie(held[name])
 
 
 def connect(address, name="one", bind=None):
@@ -195,8 +225,152 @@ def tidy():
     names.tidy()
 
 
+def become(uid):
+    """Go on as another user, who need not be able to read the interpreter: what is imported later is imported now."""
+    __import__("posix_ipc")
+    _native.load()
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)                  # PR_SET_DUMPABLE, which the change of user took away
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ---- moves ---------------------------------------------------------------------------------------------------
+
+def move(stack, name="one", **settings):
+    """Move a connection to the stack called `stack`, made now with these options; return where it is then."""
+    for option, value in settings.items():
+        shmstack.stack_opt_set(option, value)
+    shmstack.set_stackname(shmstack.THIS_THREAD, shmstack.SCOPE_GLOBAL, stack)
+    try:
+        shmstack.move_fd(held[name])
+    finally:
+        shmstack.set_stackname(shmstack.THIS_THREAD, shmstack.SCOPE_NOCHANGE, "")
+        shmstack.stack_opt_reset()
+    return shmstack.stack_name(held[name])
+
+
+def move_while(act, *args, stacks=(), pause=0.0005, name="one"):
+    """Run an act in a thread and move its socket all the time; return (what it returned, moves)."""
+    answers, moves, over = [], 0, threading.Event()
+
+    def running():
+        try:
+            answers.append(globals()[act](*args, name=name))
+        except BaseException as error:
+            answers.append(error)
+        over.set()
+
+    threading.Thread(target=running, daemon=True).start()
+    while not over.wait(pause):
+        try:
+            move(stacks[moves % len(stacks)], name)
+            moves += 1
+        except (NotMovable, StackFull):
+            pass
+    if isinstance(answers[0], BaseException):
+        raise answers[0]
+    return answers[0], moves
+
+
+def move_until_killed(stacks, calls, name="one"):
+    """Move, and be killed before the `calls`-th word is touched; say "moved" if it took fewer."""
+    real = _native.call
+    left = calls
+
+    class Counting:
+        def __getattr__(self, function):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                die()
+            return getattr(real, function)
+
+    for stack in stacks:
+        names.Stack.open(stack, names.lifeline.netns(held[name]), names.options())
+    _native.call = Counting()
+    try:
+        move(stacks[0], name)
+    finally:
+        _native.call = real
+    return "moved"
+
+
+def stat(name="one"):
+    return shmstack.fd_stat(held[name])
+
+
+def peer_sleeps(name="one"):
+    """Return whether the other end said that it sleeps on its bell."""
+    return _native.call.load(held[name]._endpoint.tx + DIRECTION.at.bell) == 1
+
+
+def stalls(name="one"):
+    """Return whether the other end waits for room."""
+    return _native.call.load(held[name]._endpoint.rx + DIRECTION.at.stalled) == 1
+
+
+def duplicate(name="one", other="two"):
+    held[other] = held[name].dup()
+
+
+def fork_answering(size, times, name="one"):
+    """Fork; the child sends back `times` messages, closes and ends; return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            answer(size, times, name)
+            held[name].close()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def reap(pid):
+    return os.waitpid(pid, 0)[1]
+
+
+def check_polled(seed, total, kind, name="one"):
+    """Check the messages of a seed, read as they become readable; return their total."""
+    sock = held[name]
+    if kind == "epoll":
+        sock.setblocking(False)
+        poller = select.epoll()
+        poller.register(sock, select.EPOLLIN)
+
+        def wait():
+            assert poller.poll(30)
+    else:
+        def wait():
+            assert select.select([sock], [], [], 30)[0]
+
+    class Polled:
+        def recv_into(self, room):
+            while True:
+                wait()
+                try:
+                    return sock.recv_into(room)
+                except BlockingIOError:
+                    continue
+
+    _check(Polled(), seed, total)
+    sock.setblocking(True)
+    return total
+
+
+def send_messages(seed, total, name="one"):
+    for message in _messages(seed, total):
+        held[name].sendall(message)
+
+
+def look(stack):
+    """Return (endpoints used, what is wrong) of a stack."""
+    row, = views.stacks(stack)
+    return row.endpoints_used, views.check(row)
 
 
 # ---- network namespaces --------------------------------------------------------------------------------------
@@ -246,7 +420,6 @@ def enter(path):
 
 
 def main():
-    import faulthandler
     faulthandler.enable()
     out, asked = os.dup(1), sys.stdin.buffer
     os.dup2(2, 1)
@@ -256,7 +429,6 @@ def main():
             answer = True, globals()[act](*args, **options)
             data = pickle.dumps(answer)
         except BaseException as error:
-            import traceback
             traceback.print_exc()
             data = pickle.dumps((False, error))
         os.write(out, struct.pack("I", len(data)) + data)

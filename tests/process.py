@@ -48,15 +48,13 @@ class Process:
         env = {name: value for name, value in os.environ.items() if not name.startswith("EF_")}
         env.update({name: str(value) for name, value in settings.items()})
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), env.get("PYTHONPATH")]))
-        user = {}
-        if uid is not None:
-            user = {"user": uid, "group": uid, "extra_groups": []}
-            env["HOME"] = "/"
         with tempfile.TemporaryFile() as errors:
             self._errors = os.dup(errors.fileno())
         self.popen = subprocess.Popen([*prefix, sys.executable, str(HERE / "acts.py")], env=env, cwd="/", bufsize=0,
-                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, **user)
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
         self.pid = self.popen.pid
+        if uid is not None:
+            self.call("become", uid)
 
     def __enter__(self):
         return self

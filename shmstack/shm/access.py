@@ -1,9 +1,10 @@
-"""Who may open an object: its mode, and a POSIX ACL for one more user.
+"""Opening an object, and who may: its mode, and a POSIX ACL for one more user.
 
 The kernel checks it at each open; what a process has mapped stays mapped.
 """
 from __future__ import annotations
 
+import errno
 import os
 import struct
 
@@ -20,3 +21,22 @@ def grant(fd: int, share_with: int) -> None:
         entries = [(1, 6, undefined), (2, 6, share_with), (4, 0, undefined), (0x10, 6, undefined), (0x20, 0, undefined)]
         value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
         os.setxattr(fd, "system.posix_acl_access", value)
+
+
+def shm_open(name: str, flags: int, mode: int) -> int:
+    """Return a descriptor of the object; it is closed on exec."""
+    try:
+        import posix_ipc
+    except ImportError:               # installed without dependencies: the interpreter has the same two calls
+        import _posixshmem
+        fd: int = _posixshmem.shm_open("/" + name, flags | os.O_CLOEXEC, mode)
+        return fd
+    try:
+        fd = posix_ipc.SharedMemory("/" + name, flags, mode).fd
+    except posix_ipc.ExistentialError as error:
+        code = errno.EEXIST if flags & os.O_EXCL else errno.ENOENT
+        raise OSError(code, os.strerror(code), name) from error
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from error
+    os.set_inheritable(fd, False)
+    return fd

@@ -14,7 +14,6 @@ lock file for turns (in a directory for all users it would have to be writable b
 """
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
@@ -22,7 +21,7 @@ import time
 from typing import Iterator
 
 from shmstack import _native, errors
-from shmstack.shm.access import grant
+from shmstack.shm.access import grant, shm_open
 from shmstack.shm.layout import DIGEST, HEADER, MAGIC, PROCESSES_MAX, VERSION
 
 DIRECTORY = "/dev/shm"
@@ -32,23 +31,7 @@ _LOCKS = 1 << 40                      # lock byte of process slot 0
 _FLOCK = "hhqqi4x"                    # struct flock of 64-bit Linux
 _OFD_GETLK, _OFD_SETLK = 36, 37
 _TURN_SECONDS = 5.0
-
-
-def _shm_open(name: str, flags: int, mode: int) -> int:
-    try:
-        import posix_ipc
-    except ImportError:               # installed without dependencies: the interpreter has the same two calls
-        import _posixshmem
-        return _posixshmem.shm_open("/" + name, flags | os.O_CLOEXEC, mode)
-    try:
-        fd: int = posix_ipc.SharedMemory("/" + name, flags, mode).fd
-    except posix_ipc.ExistentialError as error:
-        code = errno.EEXIST if flags & os.O_EXCL else errno.ENOENT
-        raise OSError(code, os.strerror(code), name) from error
-    except posix_ipc.PermissionsError as error:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from error
-    os.set_inheritable(fd, False)
-    return fd
+_QUIETLY = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK      # anybody may have put up that name
 
 
 def _lock(fd: int, slot: int, kind: int, count: int = 1, command: int = _OFD_SETLK) -> int:
@@ -74,7 +57,7 @@ class Segment:
     def __init__(self, name: str, fd: int) -> None:
         self.name, self.fd, self.slot = name, fd, -1
         self.size = os.fstat(fd).st_size
-        self.base = _native.call.map(fd, self.size)
+        self.base: int = _native.call.map(fd, self.size)
         if self.base < 0:
             raise OSError(-self.base, os.strerror(-self.base), name)
 
@@ -90,7 +73,7 @@ class Segment:
         share_with : 0 nobody else, -1 everybody, or a uid that may open the object too
         """
         native = _native.load()
-        fd = _shm_open(PREFIX + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        fd = shm_open(PREFIX + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             os.ftruncate(fd, int(header["size"]))
@@ -120,18 +103,19 @@ class Segment:
 
         Parameters
         ----------
-        owners : uids that may own it besides ourselves and root
+        owners : uids that may own it besides ourselves and root; -1: anybody
         """
         end = time.monotonic() + _TURN_SECONDS
         while True:
             fd = _open(name)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                owner = os.fstat(fd).st_uid                   # first: a stranger's turn might never end
+                if owner not in (os.geteuid(), 0, *owners) and -1 not in owners:
+                    raise errors.StackDenied(f"stack {name!r} of uid {os.geteuid()}", f"uid {owner}")
+                _turn(fd, name)
                 status = os.fstat(fd)
                 if status.st_nlink == 0:
                     raise errors.StackNotFound(f"stack {name!r}", "it has just ended")
-                if status.st_uid not in (os.geteuid(), 0, *owners):
-                    raise errors.StackDenied(f"stack {name!r} of uid {os.geteuid()}", f"uid {status.st_uid}")
                 if in_use(fd) or status.st_size >= HEADER.size:
                     self = cls(name, fd)
                     try:
@@ -175,7 +159,7 @@ class Segment:
 
     def alive(self, slot: int) -> bool:
         """Return whether the process that holds `slot` exists."""
-        return slot == self.slot or held(self.fd, slot)
+        return 0 <= slot < PROCESSES_MAX and (slot == self.slot or held(self.fd, slot))
 
     def others(self) -> bool:
         """Return whether any other process uses the object."""
@@ -197,17 +181,31 @@ class Segment:
         if self.fd < 0:
             return False
         removed = False
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
-        if not self.others() and not owed(self.name):
-            removed = _unlink(self.name, self.fd)
+        try:
+            _turn(self.fd, self.name)
+            removed = not self.others() and not owed(self.name) and _unlink(self.name, self.fd)
+        except errors.StackDenied:
+            pass                      # whoever has the turn has it for good; the object is reaped later
         os.close(self.fd)
         self.fd, self.slot = -1, -1
         return removed
 
     def unmap(self) -> None:
         """Give the address range back; nothing may look at it any more."""
-        _native.call.unmap(self.base, self.size)
-        self.base = 0
+        base, self.base = self.base, 0
+        if base:
+            _native.call.unmap(base, self.size)
+
+
+def _turn(fd: int, name: str) -> None:
+    end = time.monotonic() + _TURN_SECONDS
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise errors.StackDenied(f"a turn at stack {name!r}", "another process keeps it") from None
+        time.sleep(0.0005)
 
 
 def _need(result: int, name: str) -> None:
@@ -217,7 +215,7 @@ def _need(result: int, name: str) -> None:
 
 def _open(name: str) -> int:
     try:
-        return _shm_open(PREFIX + name, os.O_RDWR, 0)
+        return shm_open(PREFIX + name, os.O_RDWR, 0)
     except FileNotFoundError:
         raise errors.StackNotFound(f"stack {name!r}", "none of that name") from None
     except PermissionError:
@@ -256,7 +254,7 @@ def names() -> Iterator[str]:
 def living(name: str) -> bool:
     """Return whether some process uses the object; True if that can't be known."""
     try:
-        fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", _QUIETLY)
     except FileNotFoundError:
         return False
     except OSError:
@@ -279,7 +277,7 @@ def reap() -> list[str]:
     removed = []
     for name in names():
         try:
-            fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", _QUIETLY)
         except OSError:
             continue
         try:

@@ -24,7 +24,7 @@ from shmstack.tcp.state import Event, State
 _P, _T, _BELL = PAIR.at, TCB.at, DIRECTION.at.bell
 _ADAPTIVE_SPIN_NS = 50_000
 _log = logging.getLogger("shmstack")
-_ANY = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+_ANY: dict[int, bytes] = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
 _LOOPBACK_6 = bytes(15) + b"\1"
 
 

@@ -50,16 +50,16 @@ class Stack:
 
     def __init__(self, shared: Segment) -> None:
         native, base = _native.load(), shared.base
-        self.segment, self.name = shared, shared.name
+        self.segment, self.name, self.pid = shared, shared.name, os.getpid()
         self.capacity, self.pairs_max = native.load(base + _H.capacity), native.load(base + _H.pairs_max)
-        self._pairs_at, self._rings, size = geometry(max(0, min(self.pairs_max, 1 << 20)), self.capacity)
+        self.pairs_max = max(0, min(self.pairs_max, 1 << 20))
+        self._pairs_at, self._rings, size = geometry(self.pairs_max, self.capacity)
         if size != shared.size or self.capacity & (self.capacity - 1) or self.capacity < SMALLEST:
             raise errors.LayoutMismatch(f"stack {self.name!r} of {size} bytes", f"{shared.size} bytes")
         self.client, self.server = native.load(base + _H.client), native.load(base + _H.server)
         self.share_with, self.netns = native.load(base + _H.share_with), native.load(base + _H.netns)
         self.owner = native.load(base + _H.owner_uid)
         self.waiters, self.waiter_size = base + WAITERS, waiter_size(self.pairs_max)
-        self.pid = os.getpid()
         self._enter()
         _attached[self.name] = self
 
@@ -80,8 +80,11 @@ class Stack:
 
     @classmethod
     def open(cls, name: str, netns: int, options: Options) -> Stack:
-        """Return the stack of this EF_NAME, made now or joined; both of two that make it at once get one."""
-        full = f"{netns:x}.{name}"
+        """Return the stack of this EF_NAME, made now or joined; both of two that make it at once get one.
+
+        Another user's stack is joined if we share ours with him too: anybody may put up a name.
+        """
+        full, owners = f"{netns:x}.{name}", (options.share_with,) if options.share_with else ()
         with _turn:
             for _ in range(100):
                 mine = _attached.get(full)
@@ -95,7 +98,7 @@ class Stack:
                     if not segment.living(full):
                         time.sleep(0.002)                     # its maker may be about to take its slot
                         segment.reap()
-                    return cls(Segment.attach(full))
+                    return cls(Segment.attach(full, owners))
                 except errors.StackNotFound:
                     continue
         raise errors.StackDied(f"stack {name!r}", "it came and went a hundred times")
@@ -240,9 +243,9 @@ class Stack:
     def back(self, index: int, side: int, least: int) -> int:
         """Put memory behind the first part of a ring, more than `least` bytes; return 0 or -errno."""
         where = self.direction(index, side) + _D.backed
-        there = _native.call.load(where)
+        there = max(0, _native.call.load(where))
         wanted = min(self.capacity, max(there * 4, least + PAGE, _FIRST_BACKING))
-        if not 0 <= there < wanted:
+        if there >= wanted:
             return 0
         failed: int = _native.call.back(self.segment.fd, self.ring_offset(index, side) + there, wanted - there)
         if not failed:

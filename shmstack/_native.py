@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
-_SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/doorbell.py", "ring/lock.py", "ring/stream.py",
+_SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/bell.py", "ring/doorbell.py", "ring/lock.py", "ring/stream.py",
             "tcp/handle.py", "tcp/codes.py", "tcp/lane.py", "tcp/loopback.py", "tcp/wait.py", "tcp/ready.py",
             "tcp/method.py", "tcp/entry.py")
 _FASTCALL, _KEYWORDS = 0x80, 0x02

@@ -23,11 +23,12 @@ from typing import Any
 import _socket
 
 from shmstack import _native
-from shmstack.stack import endpoint as endpoints
+from shmstack.stack import attachment
 from shmstack.stack import names, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
+from shmstack.tcp.state import State
 
 _base = lifeline._plain
 _tcp_families = (_stdlib.AF_INET, _stdlib.AF_INET6)
@@ -137,7 +138,7 @@ class socket(_base, metaclass=_Kind):
     def _prepare(self, address: Any) -> Endpoint | None:
         end = self._endpoint
         if end is not None:
-            if isinstance(address, tuple) and end.state == endpoints.SYN_SENT and self._is_connected():
+            if isinstance(address, tuple) and end.state == State.SYN_SENT and self._is_connected():
                 rendezvous.connected(end, self)
             return None
         if self._closed or not isinstance(address, tuple) or not self._may_accelerate():
@@ -404,11 +405,17 @@ def _let_go(args: tuple[Any, ...]) -> tuple[Any, ...]:
         except (TypeError, ValueError):
             continue
         if (level, kind) == (_stdlib.SOL_SOCKET, _stdlib.SCM_RIGHTS):
-            for end in list(endpoints.endpoints):
+            for end in list(attachment.endpoints):
                 owner = end.owner()
                 if owner is not None and end.handle and end.fd in fds:
                     owner._to_kernel()
     return (args[0], messages, *args[2:])
+
+
+def _reduce(sock: Any) -> Any:
+    """Pickle a socket for another process (`multiprocessing.reduction`), which gets the kernel's."""
+    from multiprocessing import reduction
+    return reduction._reduce_socket(sock._to_kernel())  # type: ignore[attr-defined]
 
 
 def fromfd(fd: int, family: int, type: int, proto: int = 0) -> socket:
@@ -451,14 +458,14 @@ def __getattr__(name: str) -> Any:
 # ---- fork ----------------------------------------------------------------------------------------------------
 
 def _before_fork() -> None:
-    for end in list(endpoints.endpoints):
+    for end in list(attachment.endpoints):
         if end.handle:
             end.shared()
 
 
 def _after_fork_in_child() -> None:
     names.after_fork_in_child(names.options().fork_netif in (1, 3))
-    for end in list(endpoints.endpoints):
+    for end in list(attachment.endpoints):
         end.adopt_in_child()
 
 

@@ -28,8 +28,6 @@ from numba import types
 
 from shmstack._jit import cas, extern, kernel, load, scratch, static_words, store
 
-RING, FUTEX, KERNEL, WAITER = 0, 1, 2, 16
-
 BARRIER = 8 * 1                      # static word: 1 if membarrier works in this process
 
 _syscall = extern("syscall", types.int64, types.int64, types.int64, types.int64, types.int64, types.int64,

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from shmstack import _native
-from shmstack.stack.endpoint import KERNEL, RING, Endpoint
+from shmstack.ring.bell import KERNEL, RING
+from shmstack.stack.endpoint import Endpoint
 from shmstack.tcp.handle import HANDLE
 
 _USERS = HANDLE.at.users

@@ -25,6 +25,15 @@ _VERSION = "1"
 _SAME_PORT = 64                       # SO_REUSEPORT listeners that can be told apart
 
 
+class Place(NamedTuple):
+    """Where somebody listens: namespace, family, address in network order, port."""
+
+    netns: int
+    family: int
+    address: bytes
+    port: int
+
+
 class Listening(NamedTuple):
     """A listener's record."""
 
@@ -45,8 +54,8 @@ class Offer(NamedTuple):
     path: str
 
 
-def _listener_path(netns: int, family: int, address: bytes, port: int) -> str:
-    return f"{DIRECTORY}/shmstack.l.{netns:x}.{family}-{address.hex()}.{port}"
+def _listener_path(place: Place) -> str:
+    return f"{DIRECTORY}/shmstack.l.{place.netns:x}.{place.family}-{place.address.hex()}.{place.port}"
 
 
 def _offer_path(netns: int, cookie: int) -> str:
@@ -64,9 +73,9 @@ def _read(path: str) -> tuple[list[str], int] | None:
     return (words[1:], owner) if words[0] == _VERSION and NAME.fullmatch(words[1]) else None
 
 
-def publish(netns: int, family: int, address: bytes, port: int, stack: str, server: int, cookie: int) -> str | None:
+def publish(place: Place, stack: str, server: int, cookie: int) -> str | None:
     """Record that somebody listens; return the record's path, or None if there are too many already."""
-    base = _listener_path(netns, family, address, port)
+    base = _listener_path(place)
     for number in range(_SAME_PORT):
         path = f"{base}.{number}" if number else base
         for _ in range(2):
@@ -94,9 +103,9 @@ def _listening(path: str) -> Listening | None:
         return None
 
 
-def listening(netns: int, family: int, address: bytes, port: int) -> Listening | None:
+def listening(place: Place) -> Listening | None:
     """Return the listener's record for exactly this address, if one is there."""
-    return _listening(_listener_path(netns, family, address, port))
+    return _listening(_listener_path(place))
 
 
 def offer(netns: int, cookie: int, stack: str, pair: int, generation: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from shmstack import _native, errors
 from shmstack.options import Options
-from shmstack.stack import endpoint as endpoints
+from shmstack.stack import attachment, transfer
 from shmstack.stack import names
 from shmstack.stack import stack as stacks
 from shmstack.stack.endpoint import Endpoint
@@ -59,7 +59,7 @@ def find(sock: Any) -> Endpoint | None:
             fd = sock if isinstance(sock, int) else sock.fileno()
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        end = next((one for one in list(endpoints.endpoints)
+        end = next((one for one in list(attachment.endpoints)
                     if one.handle and one.pid == os.getpid() and one.fd == fd), None)
     if end is not None:
         end.follow()
@@ -107,7 +107,7 @@ def move_fd(sock: Any) -> None:
     end = find(sock)
     if end is None:
         raise errors.NotMovable("a connection that is accelerated", "one that is not")
-    with endpoints.lifeline_of(end.fd) as plain:
+    with transfer.lifeline_of(end.fd) as plain:
         if plain is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         target = names.current(plain)

@@ -12,13 +12,15 @@ that the target is owed to them: it then outlives its last user.  So a mover may
 sent something, and the other side finds that whenever it looks.
 
 A thread may be inside a wait on the old pair while another one follows.  Its wait ends at once, but the pair must not
-be used again before it is out, hence `_left`.
+be used again before it is out, hence `_left`.  It may also be between reading an address and using it, so the old
+stack stays mapped for a while, hence `_parted`.
 """
 from __future__ import annotations
 
 import atexit
 import errno
 import os
+import sys
 import threading
 import time
 import weakref
@@ -27,7 +29,9 @@ from shmstack import _native, errors
 from shmstack.shm.layout import DIRECTION, PAIR, TCB
 from shmstack.stack import directory
 from shmstack.stack import stack as stacks
-from shmstack.stack.endpoint import KERNEL, Endpoint, lifeline_of
+from shmstack.ring.bell import KERNEL
+from shmstack.stack.endpoint import Endpoint
+from shmstack.stack.transfer import lifeline_of
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
 from shmstack.tcp.handle import HANDLE
@@ -35,6 +39,7 @@ from shmstack.tcp.handle import HANDLE
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
 _GRACE_NS = 1_000_000_000             # no wait lasts that long without looking at its handle anew
 turn = threading.RLock()              # moves and follows of this process, one at a time
+_parted: list[tuple[Stack, int]] = []
 _left: list[tuple[Stack, int, int, weakref.ref[Endpoint], int]] = []      # stack, pair, side, whose, since when
 
 
@@ -118,12 +123,15 @@ def point(end: Endpoint, target: Stack, new: int) -> None:
 def tidy(grace_ns: int = _GRACE_NS) -> None:
     """Leave old pairs that no thread of ours is inside of any more; the last that leaves one frees it."""
     native, now = _native.call, time.monotonic_ns()
+    _parted[:] = [(stack, since) for stack, since in _parted if now - since < grace_ns]
     for item in list(_left):
         stack, index, side, whose, since = item
         end = whose()
         if (end is None or not end.handle or native.load(end.handle + _H.users)) and now - since < grace_ns:
             continue
         _left.remove(item)
+        if len(sys._current_frames()) > 1:
+            _parted.append((stack, now))
         if native.fetch_add(stack.tcb(index, side) + _T.holders, -1) > 1:
             continue
         pair = stack.pair(index)

@@ -26,7 +26,8 @@ from typing import Any
 from shmstack import _native
 from shmstack.shm.layout import DIRECTION
 from shmstack.stack import watch
-from shmstack.stack.endpoint import KERNEL, Endpoint
+from shmstack.ring.bell import KERNEL
+from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 from shmstack.stack.watch import Waiter, Waiters
 from shmstack.tcp.handle import HANDLE
@@ -138,8 +139,8 @@ class Members:
         self._list.widen(waiter, end.id)
         end.home = waiter.bell
         self._others.discard(fd)
-        _native.call.watch(end.handle, waiter.bell)
-        _native.call.barrier()
+        if _native.call.watch(end.handle, waiter.bell) != KERNEL:
+            _native.call.barrier()                            # SYNC asleep; who saw KERNEL sends there
         return True
 
     def _disown(self, fd: int, end: Endpoint) -> None:
@@ -174,6 +175,7 @@ class Members:
             end = self._members.get(fd)
             if end is None or end.sleepers or not end.handle:
                 return
+            end.follow(must=False)
             if fd in self._others:
                 if self._own(fd, end):
                     self._suspect(fd, end)

@@ -33,7 +33,8 @@ from shmstack import _native, errors
 from shmstack.shm.layout import COPY, DIRECTION, MOVED_LOCK, PAIR, TCB, Struct
 from shmstack.stack import directory, follow
 from shmstack.stack import stack as stacks
-from shmstack.stack.endpoint import Endpoint, endpoints
+from shmstack.stack.attachment import endpoints
+from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 
 _D, _P, _T = DIRECTION.at, PAIR.at, TCB.at

@@ -13,7 +13,7 @@ again: the kernel had nothing a moment ago, and what comes meanwhile is found by
 
 Before it sleeps in the kernel the poller says so, orders that before one more look, and only then sleeps:
 
-# SYNC asleep: (asleep := 1; membarrier; look at the summary) against (bit; look at asleep)
+# SYNC doze: (asleep := 1; take the bits) against (set the bit; look at asleep), see tcp.ready
 
 A thread that changes the set while another sleeps in it wakes that one by an eventfd, if there is something to see.
 """
@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 from shmstack import _native
-from shmstack.stack.crowd import SHORT_SLICE, SLICE, Crowd, Spin
+from shmstack.stack.crowd import SLICE, Crowd, Spin
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.members import IN, Members
 
@@ -72,18 +72,18 @@ class Poller(Members):
 
     # ---- the rings
 
-    def _ready(self) -> list[int]:
+    def _ready(self, thorough: bool = False) -> list[int]:
         """Return the members whose ring has something to report."""
         native = _native.call
         if self._waiters:
             waiters = self._list
-            taken = native.collect(waiters.address)
+            taken = native.collect(waiters.address, thorough)
             while taken:
                 for mark in memoryview(taken).cast("q"):
                     fd = waiters.all[mark >> 32].fds.get(mark & 0xFFFFFFFF)
                     if fd is not None:
                         self._suspects[fd] = None
-                taken = native.collect(waiters.address) if len(taken) == _TAKEN else b""
+                taken = native.collect(waiters.address, thorough) if len(taken) == _TAKEN else b""
         if self._others:
             ends = self._others_now()
             self._suspects.update(dict.fromkeys(ends[end] for end in Crowd(ends).ready()))
@@ -118,7 +118,7 @@ class Poller(Members):
 
     def _look(self, most: int, wait: float | None = 0, ask: bool = True) -> Events:
         """Return what is ready in the rings, and what the kernel has, which may wait if there is nothing else."""
-        ready = self._ready()
+        ready = self._ready(wait != 0)
         if not ready:
             return self._from_kernel(self.kernel.poll(wait, most)) if ask else []
         room = most if most > 0 else _DEFAULT_MOST
@@ -180,9 +180,7 @@ class Poller(Members):
                 native.set_asleep(self._list.address, 1)
         try:
             if self._members:
-                slept = SLICE if not self._waiters or native.barrier() >= 0 else SHORT_SLICE
-                if self._others:
-                    slept = min(slept, Crowd(self._others_now()).lead_to_kernel())
+                slept = Crowd(self._others_now()).lead_to_kernel() if self._others else SLICE
                 left = slept if left is None else min(left, slept)
             return self._look(most, left)
         finally:

@@ -62,14 +62,14 @@ def publish(sock: Any) -> list[str]:
     if family == socket.AF_INET6 and where == _ANY[family] and not sock.getsockopt(
             socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
         places.append((socket.AF_INET, _ANY[socket.AF_INET]))
-    found = [directory.publish(netns, kind, place, address[1], stack.name, stack.server, cookie)
+    found = [directory.publish(directory.Place(netns, kind, place, address[1]), stack.name, stack.server, cookie)
              for kind, place in places]
     return [path for path in found if path]
 
 
 def _record(netns: int, family: int, where: bytes, port: int) -> directory.Listening | None:
     for place in (where, _ANY[family]):
-        found = directory.listening(netns, family, place, port)
+        found = directory.listening(directory.Place(netns, family, place, port))
         if found is not None:
             return found
     return None

@@ -18,12 +18,12 @@ import weakref
 from typing import Any
 
 from shmstack import _native
+from shmstack.ring.bell import WAITER as WAITER_BELL
 from shmstack.shm.layout import WAITER, WAITERS_MAX
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 
 _W = WAITER.at
-_FIRST_BELL = 16                      # ring.doorbell.WAITER
 _ENTRY = 24                           # tcp.ready
 
 _by_fd: weakref.WeakValueDictionary[int, Endpoint] = weakref.WeakValueDictionary()
@@ -71,7 +71,7 @@ class Waiter:
     """
 
     def __init__(self, stack: Stack, number: int, address: int) -> None:
-        self.stack, self.address, self.bell = stack, address, _FIRST_BELL + number
+        self.stack, self.address, self.bell = stack, address, WAITER_BELL + number
         self.fds: dict[int, int] = {}
 
     @classmethod

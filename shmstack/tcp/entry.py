@@ -175,6 +175,6 @@ def recv_buffer(self, args, n):
 
 @function("collect")
 def collect(self, args, n):
-    """collect(waiters) -> bytes: who was marked, as 64-bit numbers, at most 32 of them"""
+    """collect(waiters, thorough) -> bytes: who was marked, as 64-bit numbers, at most 32 of them"""
     found = scratch()
-    return _bytes(found, 8 * ready.collect(_as_int(load(args)), found, 32))
+    return _bytes(found, 8 * ready.collect(_as_int(load(args)), found, 32, _as_int(load(args + 8))))

@@ -23,7 +23,8 @@ kernel socket is asked, because close and shutdown are done on it too.
 from __future__ import annotations
 
 from shmstack._jit import fetch_or, kernel, load, load_acquire, store_release
-from shmstack.ring.doorbell import FUTEX, KERNEL, RING, WAITER, barrier, ring_bell
+from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
+from shmstack.ring.doorbell import barrier, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, room, set_bound)
@@ -72,11 +73,26 @@ def spill(h, tx):
 
 
 @kernel
+def waiter_of(h, bell):
+    """Return the address of the waiter that a bell names."""
+    return load(h + _H.waiters) + ((bell - WAITER) & 63) * load(h + _H.waiter_size)
+
+
+@kernel
+def looks_in_kernel(h, tx):
+    """Return 1 if the receiver now looks at the lifeline only."""
+    bell = load_acquire(tx + _D.bell)
+    if bell >= WAITER:
+        return load_acquire(waiter_of(h, bell) + _W.asleep)
+    return 1 if bell == KERNEL else 0
+
+
+@kernel
 def choose_lane(h, tx, size):
     """Return the lane for the next `size` bytes, 0 kernel or 1 ring, after setting a bound if it changes."""
     tail = load(tx + _D.tail)
     in_ring = load(tx + _D.nb) & 1
-    kernel_wanted = load_acquire(tx + _D.bell) == KERNEL or load(tx + _D.kernel) != 0
+    kernel_wanted = looks_in_kernel(h, tx) or load(tx + _D.kernel) != 0
     if in_ring and kernel_wanted:
         spill(h, tx)
         if load(tx + _D.nb) & 1 == 0:
@@ -131,9 +147,10 @@ def announce(h, tx):
     if bell == FUTEX:
         return ring_bell(tx + _D.bell, FUTEX, RING)
     if bell >= WAITER:
-        waiter = load(h + _H.waiters) + ((bell - WAITER) & 63) * load(h + _H.waiter_size)
-        endpoint = 2 * load(h + _H.pair_index) + 1 - load(h + _H.side)
-        mark(waiter, endpoint)
+        if load(tx + _D.nb) & 1 == 0:
+            return 0                                          # what came by the kernel lane the kernel announces
+        waiter = waiter_of(h, bell)
+        mark(waiter, 2 * load(h + _H.pair_index) + 1 - load(h + _H.side))
         if load_acquire(waiter + _W.asleep) == 0:
             return 0
     if take(tx + _D.tx_lock, load(h + _H.me)):

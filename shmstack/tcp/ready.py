@@ -16,7 +16,11 @@ set.  Taking bits and looking at what they stand for may cross with a sender tha
 Both sides change the word by an atomic, so one comes after the other there: either the sender's bit is new and is
 found next time, or the taker sees the sender's tail.  A sender may therefore never skip the bit for being set.
 
-# SYNC asleep: (asleep := 1; membarrier; look at the summary) against (bit; look at asleep)
+# SYNC doze: (asleep := 1; take the bits) against (set the bit; look at asleep)
+
+Both change the word again, so this one needs no membarrier: a sender whose bit comes too late for the last look finds
+`asleep`.  membarrier(2) costs little on an idle machine, but it interrupts every core that runs one of us: 15 us where
+that means a virtual interrupt.
 
 What is ready here is only what the ring holds.  The kernel lane, the end of a stream and errors are the kernel's to
 report, so whoever calls this asks the kernel too, now and then.
@@ -27,7 +31,8 @@ from numba import types
 
 from shmstack._jit import cas, extern, fetch_or, kernel, load, load_acquire, pause, scratch, store, \
     store_release, swap
-from shmstack.ring.doorbell import FUTEX, KERNEL, now_ns
+from shmstack.ring.bell import FUTEX, KERNEL
+from shmstack.ring.doorbell import now_ns
 from shmstack.shm.layout import DIRECTION, MOVED_LOCK, WAITER
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.wait import in_ring
@@ -70,18 +75,21 @@ def take_bits(word, place, out, room):
 
 
 @kernel
-def collect(waiters, out, room):
-    """Write who was marked to `out`, each as index in the list << 32 | endpoint; return how many, at most `room`."""
+def collect(waiters, out, room, thorough):
+    """Write who was marked to `out`, each as index in the list << 32 | endpoint; return how many, at most `room`.
+
+    Before a sleep it is `thorough`: it changes every word, so that each sender comes before or after that.
+    """
     found = 0
     for i in range(load(waiters)):
         entry = waiters + 8 + _ENTRY * i
         waiter = load(entry)
-        if load_acquire(waiter + _W.summary) == 0:
+        if load_acquire(waiter + _W.summary) == 0 and not thorough:
             continue
         swap(waiter + _W.summary, 0)
         for word in range(load(entry + 8), load(entry + 16)):
             at = waiter + _MAP + 8 * word
-            if load_acquire(at) != 0:
+            if thorough or load_acquire(at) != 0:
                 found += take_bits(at, i << 32 | word << 6, out + 8 * found, room - found)
         if found == room:
             store_release(waiter + _W.summary, 1)            # there may be more: look again

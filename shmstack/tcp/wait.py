@@ -12,7 +12,8 @@ from numba import types
 
 from shmstack._jit import (
     cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, store, store_release, swap)
-from shmstack.ring.doorbell import FUTEX, KERNEL, RING, WAITER, barrier, now_ns, sleep
+from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
+from shmstack.ring.doorbell import barrier, now_ns, sleep
 from shmstack.ring.stream import lane_end, room
 from shmstack.shm.layout import DIRECTION, PAIR
 from shmstack.tcp.handle import HANDLE

@@ -1,0 +1,253 @@
+"""One end of a pair as a process holds it: where it is, where its input is looked for, and whose turn it is.
+
+An `Attachment` is the Python half of a handle (`tcp.handle`).  It keeps the bell true, which tells the sender where
+this end looks for its input; it does what the other end waits for; it breaks the lock of a dead holder, and follows
+the pair when it is moved to another stack.
+"""
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
+
+from shmstack import _native
+from shmstack.ring.bell import FUTEX, KERNEL, RING
+from shmstack.shm.layout import DIRECTION, PAIR, PROCESSES_MAX, TCB
+from shmstack.stack import stack as stacks
+from shmstack.stack.stack import Stack
+from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.state import Event, step
+
+_H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
+_STILL_SECONDS = 1.0                                        # longest wait for a lock that is held for one copy
+
+endpoints: weakref.WeakSet[Any] = weakref.WeakSet()         # of this process
+
+
+def _nobody() -> None:
+    return None
+
+
+class Attachment:
+    """One end of a pair in a stack, held by one socket object of one process.
+
+    Parameters
+    ----------
+    stack, index, side : where it lives; side 0 is the active opener
+    fd : descriptor of the lifeline
+    timeout : as `socket.gettimeout` returns it
+    spin_ns : how long a wait spins
+    """
+
+    home = 0                                                # bell of the poller's waiter that looks after it, if any
+    watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
+    following = False                                       # on its way to another stack
+    sleepers = 0                                            # threads that sleep in the kernel for its input
+
+    def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin_ns: int) -> None:
+        native = _native.call
+        self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
+        self.offer: str | None = None
+        self.owner: Callable[[], Any] = _nobody               # the socket object, or None
+        self.cookie = 0
+        self.shut = self.free_after = self.counted = False
+        self.handle = handle = native.allocate(HANDLE.size)
+        self._point()
+        for field, value in ((_H.fd, fd), (_H.side, side), (_H.spin_ns, spin_ns), (_H.held_spin, 1000 if spin_ns else 0)):
+            native.store(handle + field, value)
+        with self.still():
+            native.fetch_add(self.tcb + _T.holders, 1)
+            self.counted = True
+        self.set_timeout(timeout)
+        endpoints.add(self)
+
+    def _point(self) -> None:
+        # All addresses of the handle, from numbers that were checked at attach; first what belongs to the locks, which
+        # are found by the last two: a thread that sees the new ones sees all of it.
+        native, stack, handle = _native.call, self.stack, self.handle
+        base = stack.segment.base
+        self.pair, self.tcb = stack.pair(self.index), stack.tcb(self.index, self.side)
+        self.tx, self.rx = (stack.direction(self.index, side) for side in (self.side, 1 - self.side))
+        self.generation = native.load(self.pair + _P.generation)
+        mine, theirs = (stack.ring_offset(self.index, side) for side in (self.side, 1 - self.side))
+        for field, value in (
+                (_H.pair, self.pair), (_H.tx_ring, base + mine), (_H.rx_ring, base + theirs), (_H.capacity, stack.capacity),
+                (_H.me, stack.holder), (_H.memory_fd, stack.segment.fd), (_H.tx_offset, mine), (_H.pair_index, self.index),
+                (_H.generation, self.generation), (_H.waiters, stack.waiters), (_H.waiter_size, stack.waiter_size),
+                (_H.tx, self.tx), (_H.rx, self.rx)):
+            native.store(handle + field, value)
+
+    # ---- moves
+
+    def follow(self, must: bool = True) -> bool:
+        """If the pair was moved to another stack, go there; return whether it was.
+
+        Parameters
+        ----------
+        must : raise ConnectionResetError if it went where this process can't follow
+        """
+        if _native.call.load(self.pair + _P.state) != stacks.MOVED or self.following:
+            return False
+        from shmstack.stack import follow
+        try:
+            follow.follow(self)
+        except OSError:
+            if must:
+                raise
+            return False
+        return True
+
+    def ready(self) -> bool:
+        """Return whether a receive would not wait for the ring, wherever the pair is now."""
+        try:
+            self.follow()
+        except OSError:
+            return True                                       # for the receive to say
+        return bool(_native.call.ring_ready(self.handle) == 1)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Context in which the pair does not move, for changes that a copy must not miss."""
+        native, stop, lock = _native.call, time.monotonic() + _STILL_SECONDS, 0
+        while not lock and time.monotonic() < stop:
+            lock = self.tx + _D.tx_lock
+            if not native.take(lock, self.stack.holder):
+                try:
+                    self.break_lock(lock)
+                except OSError:
+                    break                                     # it went where we can't: what we change is nobody's
+                finally:
+                    lock = 0
+        try:
+            yield
+        finally:
+            if lock:
+                native.unlock(lock)
+
+    # ---- what it is
+
+    @property
+    def id(self) -> int:
+        """Endpoint number in its stack."""
+        return 2 * self.index + self.side
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the lifeline."""
+        return int(_native.call.load(self.handle + _H.fd))
+
+    @property
+    def joined(self) -> bool:
+        """Whether the other end has accepted the offer."""
+        return bool(_native.call.load(self.pair + _P.state) in (stacks.ESTABLISHED, stacks.MOVED))
+
+    @property
+    def state(self) -> int:
+        """RFC 9293 state."""
+        return int(_native.call.load(self.tcb + _T.state))
+
+    def happened(self, event: Event, mine: bool = True) -> None:
+        """Move this end's state (or the other end's)."""
+        where = (self.tcb if mine else self.stack.tcb(self.index, 1 - self.side)) + _T.state
+        _native.call.store(where, step(_native.call.load(where), event))
+        if self.follow(must=False):                           # the copy may have missed it; a second time is no harm
+            self.happened(event, mine)
+
+    def lanes(self) -> tuple[str, str]:
+        """Return (tx, rx): the lane that the next byte takes as far as both sides know now."""
+        native = _native.call
+        names = []
+        for direction in (self.tx, self.rx):
+            in_ring = native.load(direction + _D.nb) & 1
+            wish = native.load(direction + _D.bell) != KERNEL and not native.load(direction + _D.kernel)
+            names.append("ring" if in_ring or (wish and self.joined) else "kernel")
+        return names[0], names[1]
+
+    # ---- modes
+
+    def set_timeout(self, timeout: float | None) -> None:
+        """Follow `settimeout`.  Who doesn't block polls, so his input must be where the kernel sees it."""
+        native = _native.call
+        native.store(self.handle + _H.timeout_ns, -1 if timeout is None else int(timeout * 1e9))
+        self.relax()
+
+    def relax(self) -> None:
+        """Rest where input is expected while no call waits."""
+        timeout = _native.call.load(self.handle + _H.timeout_ns)
+        self.rest(self.home or (KERNEL if timeout == 0 or not self.joined else RING))
+
+    def rest(self, bell: int) -> None:
+        """Say where input is looked for while no call waits: RING, KERNEL, or a waiter's number."""
+        native = _native.call
+        native.store(self.handle + _H.bell, self.home)        # where a wait goes back to
+        before = native.swap(self.rx + _D.bell, bell)
+        if before == FUTEX:
+            native.wake(self.rx + _D.bell)                    # a thread of ours sleeps there
+        if bell == KERNEL and before != KERNEL and self.joined:
+            native.barrier()
+            self.ask_spill()
+        if self.follow(must=False):
+            self.rest(bell if bell in (RING, KERNEL) else KERNEL)
+
+    def expose(self) -> None:
+        """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
+        self.rest(KERNEL)
+
+    def ask_spill(self) -> bool:
+        """Have unread ring bytes moved to the lifeline by their sender; return whether none are left."""
+        native = _native.call
+        for _ in range(2):
+            self._through(self.rx + _D.tx_lock)               # whoever was sending saw the old bell
+            if native.in_ring(self.handle) == 0 or native.load(self.rx + _D.tail) == native.load(self.rx + _D.head):
+                return True
+            twin = self.twin()
+            if twin is None:
+                break
+            native.announce(twin.handle, twin.tx)
+        native.ring_bell(self.tx + _D.bell, FUTEX, RING)      # a sleeping peer wakes, and finds the wish
+        return False
+
+    def held_by_others(self) -> bool:
+        """Return whether other processes or duplicates have this end too: there is one bell for all."""
+        return bool(_native.call.load(self.tcb + _T.holders) != 1)
+
+    def unwatch(self) -> None:
+        """Before the end of this object: no poller looks after it any more."""
+        for poller in self.watchers:
+            poller.gone(self)
+
+    def twin(self) -> Any:
+        """Return the other end if it is in this process too."""
+        for other in list(endpoints):
+            if other.pair == self.pair and other.side != self.side and other.pid == os.getpid():
+                return other
+        return None
+
+    def serve(self) -> None:
+        """Do what the peer waits for: move what it hasn't read to the kernel lane, if it looks there now."""
+        native = _native.call
+        if native.load(self.tx + _D.bell) == KERNEL and native.load(self.tx + _D.nb) & 1:
+            native.announce(self.handle, self.tx)
+
+    def _through(self, lock: int) -> None:
+        # Take and release a lock: whoever held it when we came is through.
+        native = _native.call
+        if native.take(lock, self.stack.holder):
+            native.unlock(lock)
+        else:
+            try:
+                self.break_lock(lock)
+            except ConnectionResetError:
+                pass                                          # for the next send or recv to say
+
+    def break_lock(self, lock: int) -> None:
+        """A lock was held for long: release it if its holder is dead; if the pair has moved, follow."""
+        native, stack = _native.call, self.stack
+        holder = native.load(lock)
+        if self.follow() or not holder:
+            return
+        living = 0 < holder <= PROCESSES_MAX and stack.segment.alive(holder - 1)
+        if not living and native.break_lock(lock, holder):
+            stack.count("locks_broken")

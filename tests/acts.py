@@ -20,8 +20,10 @@ import shmstack.socket as socket
 from shmstack import _native, views
 from shmstack.errors import NotMovable, StackFull
 from shmstack.shm.layout import COUNTERS, DIRECTION, HEADER
+from shmstack.options import Options
+from shmstack.shm.segment import Segment
 from shmstack.stack import names
-from shmstack.stack.stack import attached
+from shmstack.stack.stack import Stack, attached
 from shmstack.tcp import lifeline
 
 held = {}                            # name -> socket
@@ -186,6 +188,19 @@ def ask(size, times, name="one"):
             raise ValueError("another answer")
 
 
+def ask_marked(size, times, name="one"):
+    """Like `ask`, between two system calls that a tracer sees."""
+    os.getpriority(os.PRIO_PGRP, 0)
+    ask(size, times, name)
+    os.getpriority(os.PRIO_PGRP, 0)
+
+
+def answer_marked(size, times, name="one"):
+    os.getpriority(os.PRIO_PGRP, 0)
+    answer(size, times, name)
+    os.getpriority(os.PRIO_PGRP, 0)
+
+
 # ---- what is where -------------------------------------------------------------------------------------------
 
 def home(name="one"):
@@ -324,7 +339,8 @@ def fork_answering(size, times, name="one"):
     if pid == 0:
         try:
             answer(size, times, name)
-            held[name].close()
+            for sock in held.values():
+                sock.close()
         finally:
             os._exit(0)
     return pid
@@ -371,6 +387,66 @@ def look(stack):
     """Return (endpoints used, what is wrong) of a stack."""
     row, = views.stacks(stack)
     return row.endpoints_used, views.check(row)
+
+
+# ---- stacks without sockets ----------------------------------------------------------------------------------
+
+def stack_open(name, share=0):
+    """Open a stack of namespace 0; return our slot."""
+    held["stack"] = stack = Stack.open(name, 0, Options.from_env({"EF_MAX_ENDPOINTS": "8", "EF_SHARE_WITH": str(share)}))
+    return stack.segment.slot
+
+
+def stack_poke(value):
+    _native.call.store(held["stack"].segment.base + HEADER.at.counters, value)
+
+
+def stack_peek():
+    return _native.call.load(held["stack"].segment.base + HEADER.at.counters)
+
+
+def stack_others():
+    return held["stack"].segment.others()
+
+
+def stack_alive(slot):
+    return held["stack"].segment.alive(slot)
+
+
+def stack_in_child():
+    """Return (slot, whether others are there) as a forked child of ours sees it."""
+    end, start = os.pipe()
+    if os.fork() == 0:
+        shared = held["stack"].segment
+        os.write(start, pickle.dumps((shared.slot, shared.others())))
+        os._exit(0)
+    os.wait()
+    os.close(start)
+    with open(end, "rb") as file:
+        return pickle.load(file)
+
+
+def stack_waiting_child():
+    """Fork a child that waits to be killed; return its pid."""
+    child = os.fork()
+    while child == 0:
+        signal.pause()
+    while not held["stack"].segment.others() or not held["stack"].segment.alive(2):
+        os.sched_yield()
+    return child
+
+
+def segment_attach(name, *owners):
+    """Join a segment of namespace 0 and leave it; return its owner."""
+    shared = Segment.attach(f"0.{name}", owners)
+    owner = _native.call.load(shared.base + HEADER.at.owner_uid)
+    shared.leave()
+    return owner
+
+
+def open_plainly(path):
+    os.close(os.open(path, os.O_RDWR))
+    return True
 
 
 # ---- network namespaces --------------------------------------------------------------------------------------

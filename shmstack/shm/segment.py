@@ -57,7 +57,10 @@ class Segment:
     def __init__(self, name: str, fd: int) -> None:
         self.name, self.fd, self.slot = name, fd, -1
         self.size = os.fstat(fd).st_size
-        self.base: int = _native.call.map(fd, self.size)
+        # A mapping keeps its open file alive, with all locks on it, also in a forked child: so it has one of its own.
+        mapped = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        self.base: int = _native.load().map(mapped, self.size)
+        os.close(mapped)
         if self.base < 0:
             raise OSError(-self.base, os.strerror(-self.base), name)
 
@@ -282,7 +285,9 @@ def reap() -> list[str]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not in_use(fd) and os.fstat(fd).st_size and not owed(name) and _unlink(name, fd):
+            status = os.fstat(fd)
+            begun = status.st_size or time.time() - status.st_ctime > _TURN_SECONDS      # or its maker was killed
+            if begun and not in_use(fd) and not owed(name) and _unlink(name, fd):
                 removed.append(name)
         except OSError:
             pass                      # being made or removed at this moment

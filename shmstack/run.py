@@ -10,7 +10,7 @@ imported when the program first imports `socket`.
 
 `ssl` is the one module that must have the plain class: an `SSLSocket` is read and written by C code on the descriptor,
 so its base class may never put the stream anywhere else.  It keeps what it has if it was imported before; else it
-is shown the plain class while it is imported.
+is shown the plain class while it is imported.  `multiprocessing` has to be told how our sockets go to another process.
 
 Nothing here makes a program fail.  What can't be set up leaves kernel TCP, and one line on stderr if that is a terminal
 or EF_LOG asks for it (EF_LOG=-banner takes it away).  EF_NO_FAIL=0 makes it an error.
@@ -62,7 +62,12 @@ def install() -> bool:
         _report(error)
         return False
     _plain, socket.socket = socket.socket, face.socket    # type: ignore[misc]
-    _watch("ssl")
+    for name in _LATER:
+        there = sys.modules.get(name)
+        if there is None:
+            _watch(name)
+        elif name != "ssl" and not getattr(there.__spec__, "_initializing", False):
+            _AROUND[name](lambda: None)
     return True
 
 
@@ -76,6 +81,9 @@ def uninstall() -> None:
     select = _select()
     if select is not None:
         select.uninstall()
+    if "shmstack.connection" in sys.modules:
+        from shmstack import connection
+        connection.uninstall()
     _Watch.modules.clear()
     sys.meta_path.remove(_Watch)
 
@@ -87,7 +95,8 @@ def prepare() -> None:
     else:
         _watch("socket")
         _watch("shmstack.socket")
-        _watch("ssl")
+        for name in _LATER:
+            _watch(name)
 
 
 def _select() -> Any:
@@ -171,7 +180,28 @@ def _around_ssl(execute: Callable[[], None]) -> None:
         socket.socket = ours    # type: ignore[misc]
 
 
-_AROUND = {"socket": _around_socket, "shmstack.socket": _around_face, "ssl": _around_ssl}
+def _around_reduction(execute: Callable[[], None]) -> None:
+    execute()
+    if _plain is not None:
+        from multiprocessing import reduction
+
+        from shmstack import socket as face
+        reduction.register(face.socket, face._reduce)
+
+
+def _around_connection(execute: Callable[[], None]) -> None:
+    execute()
+    if _plain is not None:
+        try:
+            from shmstack import connection
+            connection.install()
+        except Exception as error:  # noqa: BLE001 - the program's connections are then the kernel's
+            _report(error)
+
+
+_AROUND = {"socket": _around_socket, "shmstack.socket": _around_face, "ssl": _around_ssl,
+           "multiprocessing.reduction": _around_reduction, "multiprocessing.connection": _around_connection}
+_LATER = ("ssl", "multiprocessing.reduction", "multiprocessing.connection")
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:

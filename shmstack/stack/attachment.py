@@ -10,11 +10,12 @@ import os
 import time
 import weakref
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, Callable, Iterator
 
 from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
-from shmstack.shm.layout import DIRECTION, PAIR, PROCESSES_MAX, TCB
+from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, PAIR_SIZE, PROCESSES_MAX, TCB
 from shmstack.stack import stack as stacks
 from shmstack.stack.stack import Stack
 from shmstack.tcp.handle import HANDLE
@@ -43,7 +44,7 @@ class Attachment:
 
     home = 0                                                # bell of the poller's waiter that looks after it, if any
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
-    following = False                                       # on its way to another stack
+    following = 0                                           # the thread that takes it to another stack
     sleepers = 0                                            # threads that sleep in the kernel for its input
 
     def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin_ns: int) -> None:
@@ -88,7 +89,7 @@ class Attachment:
         ----------
         must : raise ConnectionResetError if it went where this process can't follow
         """
-        if _native.call.load(self.pair + _P.state) != stacks.MOVED or self.following:
+        if _native.call.load(self.pair + _P.state) != stacks.MOVED or self.following == get_ident():
             return False
         from shmstack.stack import follow
         try:
@@ -244,10 +245,12 @@ class Attachment:
 
     def break_lock(self, lock: int) -> None:
         """A lock was held for long: release it if its holder is dead; if the pair has moved, follow."""
-        native, stack = _native.call, self.stack
+        native, stack, pair = _native.call, self.stack, self.pair
         holder = native.load(lock)
-        if self.follow() or not holder:
+        if self.follow() or holder in (0, MOVED_LOCK):
             return
         living = 0 < holder <= PROCESSES_MAX and stack.segment.alive(holder - 1)
-        if not living and native.break_lock(lock, holder):
+        # Another thread may have followed since: then the lock, or the number, is not what we take it for.
+        ours = self.stack is stack and self.pair == pair and 0 <= lock - pair < PAIR_SIZE
+        if not living and ours and native.break_lock(lock, holder):
             stack.count("locks_broken")

@@ -102,22 +102,22 @@ def point(end: Endpoint, target: Stack, new: int) -> None:
     native = _native.call
     watchers = tuple(end.watchers)
     old, counted = (end.stack, end.index, end.side, weakref.ref(end), time.monotonic_ns()), end.counted
-    end.following = True
+    end.following = threading.get_ident()
     try:
         for poller in watchers:
             poller.leave_to_kernel(end.fd, end)              # its numbers are the old stack's
         native.store(end.handle + _H.bell, 0)
         end.home, end.stack, end.index = 0, target, new
         end._point()
+        if counted:
+            _left.append(old)
+        tidy()
+        if watchers:
+            end.rest(KERNEL)
+        elif native.load(end.rx + _D.bell) == KERNEL and end.unread():
+            end.ask_spill()
     finally:
-        end.following = False
-    if counted:
-        _left.append(old)
-    tidy()
-    if watchers:
-        end.rest(KERNEL)
-    elif native.load(end.rx + _D.bell) == KERNEL and end.unread():
-        end.ask_spill()
+        end.following = 0
 
 
 def tidy(grace_ns: int = _GRACE_NS) -> None:

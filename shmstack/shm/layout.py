@@ -71,7 +71,8 @@ class Struct:
         self.size = size or offset
         if offset > self.size:
             raise ValueError(f"{name}: fields take {offset} bytes, size={self.size}")
-        self.at: Any = namedtuple(name + "At", self.fields)(*[at for at, _, _ in self.fields.values()])
+        offsets: Any = namedtuple(name + "At", self.fields)  # type: ignore[misc]
+        self.at: Any = offsets._make(at for at, _, _ in self.fields.values())
 
     @property
     def dtype(self) -> Any:

@@ -93,7 +93,7 @@ class Attachment:
             return False
         from shmstack.stack import follow
         try:
-            follow.follow(self)
+            follow.follow(self)  # type: ignore[arg-type]  # every attachment is an endpoint's
         except OSError:
             if must:
                 raise

@@ -53,8 +53,8 @@ def find(sock: Any) -> Endpoint | None:
     """
     end = getattr(sock, "_endpoint", None)
     if end is None:
-        if isinstance(sock, lifeline._plain):
-            fd = lifeline._plain.fileno(sock)
+        if isinstance(sock, lifeline.standard):
+            fd = lifeline.standard.fileno(sock)
         else:
             fd = sock if isinstance(sock, int) else sock.fileno()
         if fd < 0:
@@ -117,7 +117,7 @@ def move_fd(sock: Any) -> None:
 
 
 def _here() -> int:
-    with lifeline._plain() as sock:
+    with lifeline.standard() as sock:
         return lifeline.netns(sock)
 
 

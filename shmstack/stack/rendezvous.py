@@ -82,7 +82,7 @@ def _is_local(family: int, where: bytes) -> bool:
     """
     if (where[0] == 127 and family == socket.AF_INET) or where in (_ANY[family], _LOOPBACK_6):
         return True
-    with lifeline._plain(family, socket.SOCK_DGRAM) as probe:
+    with lifeline.standard(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((socket.inet_ntop(family, where), 0))
         except OSError:

@@ -186,7 +186,8 @@ class Stack:
 
     def ring_offset(self, index: int, side: int) -> int:
         """Return the offset in the segment of the ring that `side` sends."""
-        return self._rings + (2 * index + side) * self.capacity
+        offset: int = self._rings + (2 * index + side) * self.capacity
+        return offset
 
     def take_pair(self) -> int:
         """Return the number of a pair for a new connection, its fields cleared; raise StackFull."""

@@ -155,7 +155,7 @@ class Transfer(Attachment):
         end = time.monotonic_ns() + timeout if timeout > 0 else 0
         got, ask = 0, 0
         while True:
-            new = native.recv_buffer(handle, buffer, got, size - got, flags, ask)
+            new: int = native.recv_buffer(handle, buffer, got, size - got, flags, ask)
             if new > 0:
                 got, ask = got + new, 0
                 if not whole or got >= size:
@@ -194,7 +194,7 @@ class lifeline_of:
 
     def __init__(self, fd: int) -> None:
         try:
-            self.sock = lifeline._plain(fileno=fd) if fd >= 0 else None
+            self.sock = lifeline.standard(fileno=fd) if fd >= 0 else None
         except OSError:
             self.sock = None
 

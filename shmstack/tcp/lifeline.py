@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 SO_COOKIE, SO_NETNS_COOKIE = 57, 71
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, _NLMSG_ERROR = 4, 20, 1, 2
 _ANY_COOKIE = 0xFFFFFFFF
-_plain = socket.socket                # the standard class, whatever is put in its place later
+standard = socket.socket               # the standard class, whatever is put in its place later
 
 
 class Holder(NamedTuple):
@@ -63,7 +63,7 @@ def _diag(namespace: int) -> Any:
     sockets = _local.__dict__.setdefault("sockets", {})
     made = sockets.get(namespace)
     if made is None:
-        made = _plain(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+        made = standard(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
         if netns(made) != namespace:
             made.close()
             return None

@@ -130,8 +130,8 @@ def wait_arrived(h, limit_ns):
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    spin = min(load(h + _H.spin_ns), limit_ns)
-    if spin > 0 and lane:
+    spin = min(load(h + _H.spin_ns), limit_ns) if lane else 0
+    if spin > 0:
         came = spin_arrived_ns(h, spin)
     if not came and limit_ns > spin:
         came = sleep_arrived(h, limit_ns - spin)

@@ -1,0 +1,285 @@
+"""The socket class: the standard one, whose TCP connections on this host are accelerated.
+
+Here are its opening, its modes, its descriptors and its end; the calls that move bytes are in `_calls`.
+
+Who is given the descriptor may do anything with it.  So `fileno` *exposes* the connection: the peer then sends by the
+lifeline, where any poller and any reader finds the bytes, until a call of ours waits for input again, or one of our
+pollers looks after the socket.  `detach`, and everything that passes the descriptor to another program, hands
+the connection back to kernel TCP for good.
+"""
+from __future__ import annotations
+
+import errno
+import os
+import socket as _stdlib
+import struct
+import weakref
+from typing import Any
+
+import _socket
+
+from shmstack._calls import Calls
+from shmstack.stack import directory, fork, names, rendezvous, watch
+from shmstack.stack.endpoint import Endpoint
+from shmstack.stack.stack import Stack
+from shmstack.tcp import lifeline
+from shmstack.tcp.state import State
+
+_base: Any = lifeline.standard
+_tcp_families = (_stdlib.AF_INET, _stdlib.AF_INET6)
+_held: dict[int, Endpoint] = {}       # cookie -> an endpoint of this process, for descriptors that come back to us
+
+
+class _Kind(type):
+    """Sockets that the program has from elsewhere (TLS sockets, those made before us) are sockets all the same."""
+
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return type.__instancecheck__(cls, thing) or (cls is socket and isinstance(thing, _base))
+
+    def __subclasscheck__(cls, kind: Any) -> bool:
+        return type.__subclasscheck__(cls, kind) or (cls is socket and issubclass(kind, _base))
+
+
+class socket(Calls, metaclass=_Kind):
+    __doc__ = _base.__doc__
+    __module__ = "shmstack.socket"
+    __slots__ = ("_listens", "_records")
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: Any = None) -> None:
+        _base.__init__(self, family, type, proto, fileno)
+        self._endpoint: Endpoint | None = None
+        self._records: tuple[int, list[str]] | None = None   # who published them, their paths
+        self._listens: Stack | None = None
+        if fileno is not None and _held and self._may_accelerate():
+            self._rejoin()
+
+    def _may_accelerate(self) -> bool:
+        # A subclass that reads the descriptor itself (ssl.SSLSocket) has a C object of its own for that.
+        return self.family in _tcp_families and _base.type.__get__(self) == _stdlib.SOCK_STREAM \
+            and self.proto in (0, _stdlib.IPPROTO_TCP) and not hasattr(self, "_sslobj") \
+            and not hasattr(self.__class__, "_create")
+
+    def _descriptor(self) -> int:
+        return _base.fileno(self)
+
+    def _rejoin(self) -> None:
+        # A descriptor made by dup(), of a connection that this process has an endpoint of.
+        try:
+            known = _held.get(lifeline.cookie(self))
+        except OSError:
+            return
+        if known is not None and known.handle and known.pid == os.getpid():
+            end = Endpoint(known.stack, known.index, known.side, self._descriptor(), self.gettimeout(),
+                           rendezvous.spin_ns("tcp_recv"))
+            self._take(end)
+
+    def _take(self, end: Endpoint) -> None:
+        self._endpoint, end.owner = end, weakref.ref(self)
+        self._handle = end.handle
+        end.cookie = lifeline.cookie(self)
+        _held[end.cookie] = end
+        watch.taken(end)
+
+    def _drop(self) -> Endpoint | None:
+        end, self._endpoint = self._endpoint, None
+        if end is not None:
+            del self._handle
+            if _held.get(end.cookie) is end:
+                del _held[end.cookie]
+        return end
+
+    def __repr__(self) -> str:
+        if self._closed or self._endpoint is None:
+            return _base.__repr__(self)
+        end, self._endpoint = self._endpoint, None            # looking at a socket doesn't expose it
+        try:
+            return _base.__repr__(self)
+        finally:
+            self._endpoint = end
+
+    # ---- opening
+
+    def connect(self, address: Any) -> None:
+        end = self._prepare(address)
+        if end is None:
+            _base.connect(self, address)
+            return
+        try:
+            _base.connect(self, address)
+        except BlockingIOError:
+            self._take(end)
+            raise
+        except BaseException:
+            end.close()
+            end.closed()
+            raise
+        self._connected(end)
+
+    def connect_ex(self, address: Any) -> int:
+        end = self._prepare(address)
+        code: int = _base.connect_ex(self, address)
+        if end is not None:
+            if code == 0:
+                self._connected(end)
+            elif code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+                self._take(end)
+            else:
+                end.close()
+                end.closed()
+        return code
+
+    def _prepare(self, address: Any) -> Endpoint | None:
+        end = self._endpoint
+        if end is not None:
+            if isinstance(address, tuple) and end.state == State.SYN_SENT and self._is_connected():
+                rendezvous.connected(end, self)
+            return None
+        if self._closed or not isinstance(address, tuple) or not self._may_accelerate():
+            return None
+        address = self._resolve(address)
+        return None if self._is_connected() else rendezvous.offer(self, address)
+
+    def _resolve(self, address: Any) -> Any:
+        # The kernel's connect takes host names; ours needs the number, and one look-up must serve both.
+        host = address[0] if address else None
+        if host == "localhost":
+            return ("127.0.0.1" if self.family == _stdlib.AF_INET else "::1", *address[1:])
+        return address
+
+    def _is_connected(self) -> bool:
+        try:
+            _base.getpeername(self)
+        except OSError:
+            return False
+        return True
+
+    def _connected(self, end: Endpoint) -> None:
+        rendezvous.connected(end, self)
+        self._take(end)
+        end.set_timeout(self.gettimeout())
+
+    def listen(self, *args: Any) -> None:
+        _base.listen(self, *args)
+        if self._records is None and self._may_accelerate():
+            try:
+                paths = rendezvous.publish(self)
+                if paths:
+                    self._records, self._listens = (os.getpid(), paths), names.current(self)
+            except (OSError, ValueError):
+                if not names.options().no_fail:
+                    raise
+
+    def accept(self) -> tuple[socket, Any]:
+        fd, address = self._accept()
+        made = socket(self.family, self.type, self.proto, fileno=fd)
+        if _stdlib.getdefaulttimeout() is None and self.gettimeout():
+            made.setblocking(True)
+        if made._endpoint is None and made._may_accelerate():
+            listener = self._listens or names.existing(self)
+            end = rendezvous.adopt(made, listener)
+            if end is not None:
+                made._take(end)
+        return made, address
+
+    accept.__doc__ = _base.accept.__doc__
+
+    # ---- modes and options
+
+    def settimeout(self, value: Any) -> None:
+        _base.settimeout(self, value)
+        self._mode()
+
+    def setblocking(self, flag: Any) -> None:
+        _base.setblocking(self, flag)
+        self._mode()
+
+    def _mode(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.set_timeout(self.gettimeout())
+
+    def setsockopt(self, *args: Any) -> None:
+        _base.setsockopt(self, *args)
+        if self._endpoint is not None and args[:2] == (_stdlib.SOL_SOCKET, _stdlib.SO_RCVLOWAT) and args[2] != 1:
+            self._to_kernel()                                # only the kernel counts bytes before it wakes a reader
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        if inheritable:
+            self._to_kernel()                                # a program that is exec'd knows only the kernel socket
+        _base.set_inheritable(self, inheritable)
+
+    # ---- descriptors
+
+    def fileno(self) -> int:
+        fd: int = _base.fileno(self)
+        if self._endpoint is not None and fd >= 0:
+            self._endpoint.expose()
+        return fd
+
+    fileno.__doc__ = _base.fileno.__doc__
+
+    def dup(self) -> socket:
+        fd = _stdlib.dup(self._descriptor())
+        made = self.__class__(self.family, self.type, self.proto, fileno=fd)
+        made.settimeout(self.gettimeout())
+        return made
+
+    dup.__doc__ = _base.dup.__doc__
+
+    def detach(self) -> int:
+        self._to_kernel()
+        self._unlist()
+        self._closed = True  # type: ignore[misc]  # a slot of the standard class
+        return _socket.socket.detach(self)
+
+    detach.__doc__ = _base.detach.__doc__
+
+    def _to_kernel(self) -> socket:
+        """Leave the connection to kernel TCP for good; return self."""
+        end = self._drop()
+        if end is not None:
+            end.hand_back()
+        return self
+
+    # ---- closing
+
+    def shutdown(self, how: int) -> None:
+        end = self._endpoint
+        if end is not None and how in (_stdlib.SHUT_WR, _stdlib.SHUT_RDWR):
+            end.shutdown_send()
+        _base.shutdown(self, how)
+        if end is not None and how in (_stdlib.SHUT_RD, _stdlib.SHUT_RDWR):
+            end.shutdown_receive()
+
+    def _unlist(self) -> None:
+        # A forked child that closes its copy leaves the record: its parent still listens.
+        records, self._records, self._listens = self._records, None, None
+        if records is not None and records[0] == os.getpid():
+            for path in records[1]:
+                directory.remove(path)
+
+    def _real_close(self, _ss: Any = _socket.socket) -> None:
+        if self._records:
+            self._unlist()
+        end = self._drop()
+        if end is None:
+            _ss.close(self)
+            return
+        end.close(self._reset_on_close)
+        _ss.close(self)
+        end.closed()
+
+    def _reset_on_close(self) -> None:
+        # Linux resets a connection that is closed with bytes unread (RFC 2525 section 2.17).
+        try:
+            _base.setsockopt(self, _stdlib.SOL_SOCKET, _stdlib.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass
+
+
+def _reduce(sock: Any) -> Any:
+    """Pickle a socket for another process (`multiprocessing.reduction`), which gets the kernel's."""
+    from multiprocessing import reduction
+    return reduction._reduce_socket(sock._to_kernel())  # type: ignore[attr-defined]
+
+
+fork.register()

@@ -21,6 +21,7 @@ from multiprocessing import queues as _queues
 from multiprocessing import reduction as _reduction
 from typing import Any
 
+from shmstack import _socket as _class
 from shmstack import socket as _socket
 from shmstack._connection import Connection, wait
 
@@ -160,7 +161,7 @@ def _reduce_connection(made: Connection) -> Any:
 
 
 _reduction.register(Connection, _reduce_connection)
-_reduction.register(socket, _socket._reduce)
+_reduction.register(socket, _class._reduce)
 
 
 def install() -> None:

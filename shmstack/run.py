@@ -185,8 +185,8 @@ def _around_reduction(execute: Callable[[], None]) -> None:
     if _plain is not None:
         from multiprocessing import reduction
 
-        from shmstack import socket as face
-        reduction.register(face.socket, face._reduce)
+        from shmstack import _socket
+        reduction.register(_socket.socket, _socket._reduce)
 
 
 def _around_connection(execute: Callable[[], None]) -> None:

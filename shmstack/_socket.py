@@ -160,16 +160,24 @@ class socket(Calls, metaclass=_Kind):
 
     def listen(self, *args: Any) -> None:
         _base.listen(self, *args)
-        if self._records is None and self._may_accelerate():
-            try:
-                paths = rendezvous.publish(self)
-                if paths:
-                    self._records, self._listens = (os.getpid(), paths), names.current(self)
-            except (OSError, ValueError):
-                if not names.options().no_fail:
-                    raise
+        self._list()
+
+    def _list(self) -> None:
+        # The record goes with whoever made it; those who inherited the listener or were passed it then make another.
+        records = self._records
+        if records is not None and all(map(os.path.lexists, records[1])) or not self._may_accelerate():
+            return
+        try:
+            paths = rendezvous.publish(self)
+            self._records, self._listens = (os.getpid(), paths), names.current(self) if paths else None
+        except (OSError, ValueError):
+            self._records = os.getpid(), []
+            if not names.options().no_fail:
+                raise
 
     def accept(self) -> tuple[socket, Any]:
+        if self._records is not None or _base.getsockopt(self, _stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):
+            self._list()
         fd, address = self._accept()
         made = socket(self.family, self.type, self.proto, fileno=fd)
         if _stdlib.getdefaulttimeout() is None and self.gettimeout():
@@ -251,7 +259,7 @@ class socket(Calls, metaclass=_Kind):
             end.shutdown_receive()
 
     def _unlist(self) -> None:
-        # A forked child that closes its copy leaves the record: its parent still listens.
+        # A forked child that closes its copy leaves the record of its parent.
         records, self._records, self._listens = self._records, None, None
         if records is not None and records[0] == os.getpid():
             for path in records[1]:

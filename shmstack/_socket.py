@@ -70,7 +70,7 @@ class socket(Calls, metaclass=_Kind):
             return
         if known is not None and known.handle and known.pid == os.getpid():
             end = Endpoint(known.stack, known.index, known.side, self._descriptor(), self.gettimeout(),
-                           rendezvous.spin_ns("tcp_recv"))
+                           rendezvous.spin("tcp_recv"))
             self._take(end)
 
     def _take(self, end: Endpoint) -> None:

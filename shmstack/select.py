@@ -35,8 +35,8 @@ _EPOLL_DEFAULT = _stdlib.EPOLLIN | _stdlib.EPOLLPRI | _stdlib.EPOLLOUT
 
 
 def _spin(where: str, user_level: Any) -> Spin:
-    adapt = names.options().spin_ns(where) is None
-    return Spin(rendezvous.spin_ns(where) if user_level else 0, adapt)
+    limit, adapts = rendezvous.spin(where)
+    return Spin(limit if user_level else 0, adapts)
 
 
 def _number(fileobj: Any) -> Any:

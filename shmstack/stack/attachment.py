@@ -11,7 +11,7 @@ import time
 import weakref
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, NamedTuple
 
 from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
@@ -31,6 +31,13 @@ def _nobody() -> None:
     return None
 
 
+class Spin(NamedTuple):
+    """How a wait spins: at most `ns`, and whether it yields and learns."""
+
+    ns: int
+    adapts: bool
+
+
 class Attachment:
     """One end of a pair in a stack, held by one socket object of one process.
 
@@ -39,7 +46,7 @@ class Attachment:
     stack, index, side : where it lives; side 0 is the active opener
     fd : descriptor of the lifeline
     timeout : as `socket.gettimeout` returns it
-    spin_ns : how long a wait spins
+    spin : how a wait spins
     """
 
     home = 0                                                # bell of the poller's waiter that looks after it, if any
@@ -47,7 +54,7 @@ class Attachment:
     following = 0                                           # the thread that takes it to another stack
     sleepers = 0                                            # threads that sleep in the kernel for its input
 
-    def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin_ns: int) -> None:
+    def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin: Spin) -> None:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
         self.offer: str | None = None
@@ -56,7 +63,8 @@ class Attachment:
         self.shut = self.free_after = self.counted = False
         self.handle = handle = native.allocate(HANDLE.size)
         self._point()
-        for field, value in ((_H.fd, fd), (_H.side, side), (_H.spin_ns, spin_ns), (_H.held_spin, 1000 if spin_ns else 0)):
+        for field, value in ((_H.fd, fd), (_H.side, side), (_H.spin_ns, spin.ns), (_H.spin_now, spin.ns),
+                             (_H.adapts, spin.adapts), (_H.held_spin, 1000 if spin.ns else 0)):
             native.store(handle + field, value)
         with self.still():
             native.fetch_add(self.tcb + _T.holders, 1)

@@ -15,6 +15,7 @@ from typing import Any
 from shmstack import _native, errors
 from shmstack.shm.layout import DIRECTION, PAIR, TCB
 from shmstack.stack import directory, names, policy
+from shmstack.stack.attachment import Spin
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.policy import Home
 from shmstack.stack.stack import ESTABLISHED, OFFERED, Stack
@@ -28,15 +29,15 @@ _ANY: dict[int, bytes] = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
 _LOOPBACK_6 = bytes(15) + b"\1"
 
 
-def spin_ns(where: str) -> int:
-    """Return how long a wait of this kind spins: EF_SPIN_USEC and friends, or about what a wake-up costs.
+def spin(where: str) -> Spin:
+    """Return how a wait of this kind spins: as EF_SPIN_USEC and friends say, or about as long as a wake-up costs.
 
     One core: not at all, the peer could not answer meanwhile.
     """
     chosen = names.options().spin_ns(where)
     if chosen is not None:
-        return 1 << 60 if chosen < 0 else chosen
-    return _ADAPTIVE_SPIN_NS if len(os.sched_getaffinity(0)) > 1 else 0
+        return Spin(1 << 60 if chosen < 0 else chosen, False)
+    return Spin(_ADAPTIVE_SPIN_NS if len(os.sched_getaffinity(0)) > 1 else 0, True)
 
 
 def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:
@@ -144,7 +145,7 @@ def _offer(sock: Any, address: Any) -> Endpoint | None:
         return None
     index = stack.take_pair()
     try:
-        end = Endpoint(stack, index, 0, sock._descriptor(), sock.gettimeout(), spin_ns("tcp_recv"))
+        end = Endpoint(stack, index, 0, sock._descriptor(), sock.gettimeout(), spin("tcp_recv"))
         native, cookie = _native.call, lifeline.cookie(sock)
         native.store(end.tcb + _T.cookie, cookie)
         native.store(end.tcb + _T.uid, os.geteuid())
@@ -251,7 +252,7 @@ def _adopt(sock: Any, listener: Stack) -> Endpoint | None:
     if not right or native.load(pair + _P.state) != OFFERED:
         listener.count("accept_withdrawn")
         return None
-    end = Endpoint(stack, found.pair, 1, sock._descriptor(), sock.gettimeout(), spin_ns("tcp_recv"))
+    end = Endpoint(stack, found.pair, 1, sock._descriptor(), sock.gettimeout(), spin("tcp_recv"))
     for field, value in ((_T.cookie, lifeline.cookie(sock)), (_T.uid, os.geteuid()), (_T.pid, os.getpid()),
                          (_T.iss, int.from_bytes(os.urandom(4), "little")), (_T.state, State.ESTABLISHED)):
         native.store(end.tcb + field, value)

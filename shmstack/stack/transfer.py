@@ -30,6 +30,7 @@ _POLLIN, _POLLOUT = 1, 4
 _SLICE_NS = 100_000_000                                     # longest time without a look at the lifeline
 _ROOM_NS = 20_000_000                                       # a sender waits this long for the ring before it overflows
 _PIECE = 1 << 18
+_TRIES = 200                                                # at a lock, by a call that must not wait; each is 0.1 ms or more
 
 
 def error(number: int) -> OSError:
@@ -62,7 +63,7 @@ class Transfer(Attachment):
         waits = timeout != 0 and not flags & socket.MSG_DONTWAIT
         whole = whole or (waits and timeout < 0)
         end = time.monotonic_ns() + timeout if timeout > 0 else 0
-        extra = 0 if waits else OVERFLOW
+        extra, tries = 0 if waits else OVERFLOW, 0
         while True:
             self.serve()
             self.look_at_peer()
@@ -75,6 +76,7 @@ class Transfer(Attachment):
             elif got == -LOCKED:
                 self.break_lock(self.tx + _D.tx_lock)
                 self.break_lock(self.tx + _D.rx_lock)
+                tries = self._locked_out(end, waits, tries)
             elif got == -NO_MEMORY:
                 self._extend()
             elif got not in (-FULL, -_EAGAIN, -errno.EINTR):
@@ -128,6 +130,13 @@ class Transfer(Attachment):
             found = lifeline.peer(sock.family, local[:2], remote[:2], self.stack.netns)
             return found is not None and not found.held
 
+    def _locked_out(self, end: int, waits: bool, tries: int) -> int:
+        # A living process keeps the lock (it is stopped, say): wait for it no longer than for anything else.
+        self._left(end)
+        if not waits and tries >= _TRIES:
+            raise error(_EAGAIN)
+        return tries + 1
+
     def _left(self, end: int) -> int:
         if not end:
             return _SLICE_NS
@@ -153,7 +162,7 @@ class Transfer(Attachment):
         whole = flags & socket.MSG_WAITALL and waits and not flags & socket.MSG_PEEK
         flags &= ~socket.MSG_WAITALL
         end = time.monotonic_ns() + timeout if timeout > 0 else 0
-        got, ask = 0, 0
+        got, ask, tries = 0, 0, 0
         while True:
             new: int = native.recv_buffer(handle, buffer, got, size - got, flags, ask)
             if new > 0:
@@ -166,6 +175,7 @@ class Transfer(Attachment):
                 return got
             if new == -LOCKED:
                 self.break_lock(self.rx + _D.rx_lock)
+                tries = self._locked_out(end, waits, tries)
                 continue
             if new == -LOOK and not ask and (not waits or native.load(self.rx + _D.fin)):
                 ask = 1                                       # empty: the kernel says whether the stream ended

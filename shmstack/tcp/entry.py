@@ -151,7 +151,7 @@ def send_buffer(self, args, n):
     size = load(view + 16) - offset
     sent = 0
     if size > 0:
-        sent = loopback.send_some(handle, load(view) + offset, size, flags)
+        sent = loopback.send_pieces(handle, load(view) + offset, size, flags)
     _release_buffer(view)
     return _from_int(sent)
 

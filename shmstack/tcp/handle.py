@@ -37,5 +37,7 @@ HANDLE = Struct("Handle", {
     "waiters":    "address of the stack's waiters",
     "waiter_size": "bytes from one waiter to the next",
     "shut":       "1: this end said that it sends no more",
+    "adapts":     "1: a spin yields the core, and grows and shrinks with its success",
+    "spin_now":   "ns: how long a wait of an adaptive handle spins at present",
     "held_spin":  "spins before the GIL is given up",
 })

@@ -58,12 +58,19 @@ def packed(host: str) -> tuple[int, bytes]:
 _local = threading.local()
 
 
+class _Link(standard):
+    """A netlink socket, closed with the thread that has it."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def _diag(namespace: int) -> Any:
     # One netlink socket a thread and namespace: requests and answers can't cross.
     sockets = _local.__dict__.setdefault("sockets", {})
     made = sockets.get(namespace)
     if made is None:
-        made = standard(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+        made = _Link(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
         if netns(made) != namespace:
             made.close()
             return None

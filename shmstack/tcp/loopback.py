@@ -30,7 +30,8 @@ from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, room, set_bound)
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
-    EAGAIN, EBADF, ECONNRESET, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, NO_MEMORY, OVERFLOW)
+    EAGAIN, EBADF, ECONNRESET, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, NO_MEMORY, OVERFLOW,
+    PIECE)
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
     begin_run, end_run, failure, kernel_written, recv_kernel, recv_now, send_kernel, send_now)
@@ -117,7 +118,7 @@ def send_ring(h, tx, source, size):
     free = cached_room(tx, tail, capacity, size)
     if free <= 0:
         return -FULL if free == 0 else -ECONNRESET
-    size = min(size, free)
+    size = min(size, free, PIECE)
     backed = load(tx + _D.backed)
     if backed < capacity:
         index = tail & (capacity - 1)
@@ -197,6 +198,18 @@ def send_some(h, source, size, flags):
     return sent
 
 
+@kernel
+def send_pieces(h, source, size, flags):
+    """Send all that can go at once, piece by piece; return the count, or what `send_some` answers to the first."""
+    sent = send_some(h, source, size, flags)
+    while 0 < sent < size:
+        more = send_some(h, source + sent, size - sent, flags)
+        if more <= 0:
+            break
+        sent += more
+    return sent
+
+
 # ---- receiving -----------------------------------------------------------------------------------------------
 
 @kernel
@@ -206,13 +219,21 @@ def recv_ring(h, rx, to, size, flags):
     there = readable(rx, head, capacity)
     if there <= 0:
         return -LOOK if there == 0 else -ECONNRESET
-    size = min(size, there)
-    get(load(h + _H.rx_ring), capacity, head, to, size)
-    if flags & MSG_PEEK == 0:
-        consume(rx, head + size)
+    ring = load(h + _H.rx_ring)
+    if flags & MSG_PEEK:
+        return get(ring, capacity, head, to, min(size, there))
+    done = 0
+    while there > 0 and done < size:
+        piece = min(there, size - done, PIECE)
+        get(ring, capacity, head, to + done, piece)
+        head += piece
+        done += piece
+        consume(rx, head)
         if load_acquire(rx + _D.stalled):
             relieve(h, rx)
-    return size
+        if done < size:
+            there = readable(rx, head, capacity)
+    return done
 
 
 @kernel

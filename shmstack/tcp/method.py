@@ -16,7 +16,7 @@ from numba import types
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
 from shmstack.shm.layout import DIRECTION
 from shmstack.tcp import loopback, wait
-from shmstack.tcp.codes import LOOK
+from shmstack.tcp.codes import LOOK, PIECE
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
@@ -27,6 +27,7 @@ SLOT = 8 * 8                         # offset of the `_handle` slot in a socket 
 NONE = 8 * 9                         # address of None
 FALLBACK = 8 * 16                    # for method k: the slow method at 16 + 2 k, the standard library's at 17 + 2 k
 
+SLICE_NS = 100_000_000               # longest time without a look at the lifeline
 PEER_CHECK = 1 << 27                 # cycles between two looks at a peer that takes nothing
 PyBUF_WRITABLE = 1
 
@@ -71,12 +72,19 @@ def fall_back(index, self, args, n, names):
 
 
 @kernel
+def quick_wait(h):
+    """Wait for input, with a time-out for no longer than a spin (the slow way keeps the time); return 1 if it came."""
+    timeout = load(h + _H.timeout_ns)
+    if timeout == 0:
+        return 0
+    return wait.wait_arrived(h, SLICE_NS if timeout < 0 else wait.spin_budget(h))
+
+
+@kernel
 def quick_recv(h, to, size):
     """Receive from the ring, after a short wait if it is empty; return the count or <= 0: take the slow way."""
     got = loopback.recv_some(h, to, size, 0)
-    if got != -LOOK or load(h + _H.timeout_ns) == 0:
-        return got
-    if wait.wait_arrived(h, load(h + _H.spin_ns)) == 0:
+    if got != -LOOK or quick_wait(h) == 0:
         return got
     return loopback.recv_some(h, to, size, 0)
 
@@ -115,7 +123,7 @@ def recv(self, args, n):
         return fall_back(0, self, args, n, 0)
     rx = load(h + _H.rx)
     if load_acquire(rx + _D.tail) == load(rx + _D.head):
-        if load(h + _H.timeout_ns) == 0 or wait.wait_arrived(h, load(h + _H.spin_ns)) == 0:
+        if quick_wait(h) == 0:
             return fall_back(0, self, args, n, 0)
     # The result is made as large as what is there; another thread may take it first, then it is cut to size.
     there = load_acquire(rx + _D.tail) - load(rx + _D.head)
@@ -174,7 +182,10 @@ def quick_send(h, buffer):
     size = load(view + 16)
     sent = -1
     if size > 0 and size < 1 << 31:
-        sent = loopback.send_some(h, load(view), size, 0)
+        if size <= PIECE:
+            sent = loopback.send_some(h, load(view), size, 0)
+        else:
+            sent = wait.send_all(h, load(view), size)
     _release_buffer(view)
     return size << 32 | sent if sent > 0 else -1
 

@@ -16,15 +16,20 @@ from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import barrier, now_ns, sleep
 from shmstack.ring.stream import lane_end, room
 from shmstack.shm.layout import DIRECTION, PAIR
+from shmstack.tcp.codes import FULL, PIECE
 from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.loopback import send_pieces
 from shmstack.tcp.loopback import mark
 
 _D, _H, _P = DIRECTION.at, HANDLE.at, PAIR.at
 ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
+LEAST_SPIN_NS = 1_000
+MOST_ROOM_SPIN_NS = 200_000
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
+_yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
 
 
@@ -60,13 +65,33 @@ def spin_arrived(h, spins):
 
 @kernel
 def spin_arrived_ns(h, limit_ns):
-    """Look for `limit_ns`; return 1 as soon as something arrived."""
-    end = now_ns() + limit_ns
+    """Look for `limit_ns`; return 1 as soon as something arrived.
+
+    Who didn't ask to spin lets others run between two looks: the peer itself may be waiting for this very core.
+    """
+    end, polite = now_ns() + limit_ns, load(h + _H.adapts)
     while now_ns() < end:
         for _ in range(64):
             if arrived(h):
                 return 1
-        pause()
+        if polite:
+            _yield()
+        else:
+            pause()
+    return 0
+
+
+@kernel
+def spin_budget(h):
+    """Return how long this wait may spin, in ns."""
+    return load(h + _H.spin_now) if load(h + _H.adapts) else load(h + _H.spin_ns)
+
+
+@kernel
+def learn(h, useful):
+    """After a wait: spin longer next time if it was, or would have been, useful, and shorter if not."""
+    now, most = load(h + _H.spin_now), load(h + _H.spin_ns)
+    store(h + _H.spin_now, min(most, 2 * now + LEAST_SPIN_NS) if useful else now // 2)
     return 0
 
 
@@ -130,11 +155,15 @@ def wait_arrived(h, limit_ns):
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    spin = min(load(h + _H.spin_ns), limit_ns) if lane else 0
+    spin = min(spin_budget(h), limit_ns) if lane else 0
     if spin > 0:
         came = spin_arrived_ns(h, spin)
     if not came and limit_ns > spin:
+        before = now_ns()
         came = sleep_arrived(h, limit_ns - spin)
+        learn(h, now_ns() - before < load(h + _H.spin_ns))
+    elif came:
+        learn(h, 1)
     _restore_thread(state)
     if load(h + _H.bell) >= WAITER and not load(h + _H.dead):
         settle(h)
@@ -150,6 +179,40 @@ def has_room(h, size):
 
 
 @kernel
+def spin_room(h, size, limit_ns):
+    """Look for room for `limit_ns`; return 1 as soon as there is room for `size` bytes."""
+    end, polite = now_ns() + limit_ns, load(h + _H.adapts)
+    while now_ns() < end:
+        for _ in range(16):
+            if has_room(h, size):
+                return 1
+            pause()
+        if polite:
+            _yield()
+    return 0
+
+
+@kernel
+def send_all(h, source, size):
+    """Send a large message, spinning while the ring is full; return the count, or as `send_some` if it is none.
+
+    Call with the GIL; it is released meanwhile.
+    """
+    fetch_add(h + _H.users, 1)
+    state = _save_thread()
+    sent, more = 0, 1
+    while sent < size and more > 0:
+        more = send_pieces(h, source + sent, size - sent, 0)
+        if more > 0:
+            sent += more
+        elif more == -FULL and load(h + _H.timeout_ns) != 0:
+            more = spin_room(h, min(size - sent, PIECE), min(spin_budget(h), MOST_ROOM_SPIN_NS))
+    _restore_thread(state)
+    fetch_add(h + _H.users, -1)
+    return sent if sent > 0 or more == 0 else more
+
+
+@kernel
 def wait_room(h, size, limit_ns):
     """Wait until the ring has room for `size` bytes, at most `limit_ns`; return 1, or 0 at the limit.
 
@@ -160,10 +223,7 @@ def wait_room(h, size, limit_ns):
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    end = now_ns() + min(load(h + _H.spin_ns), limit_ns)
-    while not came and now_ns() < end:
-        came = has_room(h, size)
-        pause()
+    came = spin_room(h, size, min(spin_budget(h), limit_ns))
     if not came:
         swap(tx + _D.stalled, 1)
         barrier()                                                                # SYNC stalled

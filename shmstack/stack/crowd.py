@@ -47,6 +47,10 @@ class Spin:
         self._misses += 1
         return 0 if self._misses % _PAUSE else self._limit
 
+    def pays(self) -> bool:
+        """Return whether the next wait is to spin."""
+        return self._limit > 0 and not (self._adapt and self._misses >= _TRIES)
+
     def came(self, found: bool) -> None:
         """Note whether a spin found something."""
         self._misses = 0 if found else self._misses + 1

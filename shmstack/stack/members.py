@@ -54,7 +54,8 @@ class Members:
         self._suspects: dict[int, None] = {}                  # members that may have bytes in the ring, in turn
         self._spent: set[int] = set()                         # one-shot, and reported
         self._waiters, self._list = dict[str, Waiter](), Waiters()
-        self._sleepers, self._event, self.one_shot = 0, -1, False
+        self._sleepers, self._event = 0, -1
+        self._dozes = self.one_shot = False                   # what our waiters say; any one-shot entries
         self._turn = threading.RLock()
         watch.pollers.add(self)
         _all.add(self)
@@ -159,7 +160,7 @@ class Members:
             if waiter is not None:
                 self._waiters[stack.name] = waiter
                 self._list = Waiters(tuple(self._waiters.values()))
-                _native.call.set_asleep(self._list.address, 1 if self._sleepers else 0)
+                _native.call.set_asleep(self._list.address, self._dozes)
         return waiter
 
     def leave_to_kernel(self, fd: int, end: Endpoint) -> None:
@@ -225,6 +226,7 @@ class Members:
 def _after_fork_in_child() -> None:
     for members in tuple(_all):
         members._turn, members._orphan, members._owns, members._sleepers = threading.RLock(), True, False, 0
+        members._dozes = False
         for fd, end in members._members.items():
             if end.home:
                 end.home = 0

@@ -54,16 +54,18 @@ class Poller(Members):
         if timeout is not None and timeout < 0:
             timeout = None
         end = None if timeout is None else time.monotonic() + timeout
-        if self._members:
+        limit = self._spin.limit() if self._waiters and not self._sleepers else 0
+        if limit or (timeout == 0 and self._members):
+            with self._turn:
+                if limit and self._dozes and not self._sleepers:
+                    self._doze(False)
             events = self._look(most)
             if events or timeout == 0:
                 return events
-            limit = self._spin.limit() if self._waiters else 0
-            if limit:
-                events = self._spin_for(limit, end, most)
-                self._spin.came(bool(events))
-                if events:
-                    return events
+            events = self._spin_for(limit, end, most)
+            self._spin.came(bool(events))
+            if events:
+                return events
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())
             events = self._sleep(left, most)
@@ -116,9 +118,9 @@ class Poller(Members):
 
     # ---- the rings and the kernel
 
-    def _look(self, most: int, wait: float | None = 0, ask: bool = True) -> Events:
+    def _look(self, most: int, wait: float | None = 0, thorough: bool = False, ask: bool = True) -> Events:
         """Return what is ready in the rings, and what the kernel has, which may wait if there is nothing else."""
-        ready = self._ready(wait != 0)
+        ready = self._ready(thorough)
         if not ready:
             return self._from_kernel(self.kernel.poll(wait, most)) if ask else []
         room = most if most > 0 else _DEFAULT_MOST
@@ -173,18 +175,24 @@ class Poller(Members):
                 return events
 
     def _sleep(self, left: float | None, most: int) -> Events:
-        native = _native.call
         with self._turn:
             self._sleepers += 1
-            if self._waiters:
-                native.set_asleep(self._list.address, 1)
+            thorough = not self._dozes
+            if thorough:
+                self._doze(True)
         try:
             if self._members:
                 slept = Crowd(self._others_now()).lead_to_kernel() if self._others else SLICE
                 left = slept if left is None else min(left, slept)
-            return self._look(most, left)
+            return self._look(most, left, thorough)
         finally:
             with self._turn:
                 self._sleepers -= 1
-                if self._waiters and not self._sleepers:
-                    native.set_asleep(self._list.address, 0)
+                if not self._sleepers and self._spin.pays():
+                    self._doze(False)
+
+    def _doze(self, asleep: bool) -> None:
+        # While spinning doesn't pay, senders may as well go on sending where they wake us.
+        self._dozes = asleep
+        if self._waiters:
+            _native.call.set_asleep(self._list.address, asleep)

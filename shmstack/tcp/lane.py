@@ -44,6 +44,14 @@ def counted(h, field, queue):
 
 
 @kernel
+def queued(h):
+    """Return how many bytes wait in the lifeline at this end."""
+    there = scratch()
+    store(there, 0)
+    return load(there) if _ioctl(load(h + _H.fd), SIOCINQ, there) == 0 else 0
+
+
+@kernel
 def kernel_written(h):
     """Return how many bytes were ever written to the lifeline at this end, by anybody; -1: unknown."""
     acknowledged, queued = counted(h, BYTES_ACKED, SIOCOUTQ)

@@ -15,7 +15,7 @@ from numba import types
 
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import loopback, wait
+from shmstack.tcp import lane, loopback, wait
 from shmstack.tcp.codes import LOOK, PIECE
 from shmstack.tcp.handle import HANDLE
 
@@ -110,23 +110,32 @@ def peer_takes(h):
     return 0
 
 
+@kernel
+def waiting(h):
+    """Return how many bytes there are to receive in the lane that comes next, 0 if none came in a moment."""
+    rx = load(h + _H.rx)
+    if not wait.in_ring(h):
+        return lane.queued(h)
+    if load_acquire(rx + _D.tail) == load(rx + _D.head) and quick_wait(h) == 0:
+        return 0
+    return load_acquire(rx + _D.tail) - load(rx + _D.head)
+
+
 def recv(self, args, n):
     """socket.recv(bufsize[, flags])"""
     h = handle_of(self)
     if h == 0:
         return fall_back(1, self, args, n, 0)
-    if n != 1 or not may_be_quick(h):
+    if n != 1 or load(h + _H.failed):
         return fall_back(0, self, args, n, 0)
     size = _as_size(load(args))
     if size <= 0:
         _clear()
         return fall_back(0, self, args, n, 0)
-    rx = load(h + _H.rx)
-    if load_acquire(rx + _D.tail) == load(rx + _D.head):
-        if quick_wait(h) == 0:
-            return fall_back(0, self, args, n, 0)
     # The result is made as large as what is there; another thread may take it first, then it is cut to size.
-    there = load_acquire(rx + _D.tail) - load(rx + _D.head)
+    there = waiting(h)
+    if there <= 0:
+        return fall_back(0, self, args, n, 0)
     size = max(1, min(size, min(there, load(h + _H.capacity))))
     result = scratch()
     store(result, _bytes(0, size))

@@ -4,7 +4,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import faulthandler
-import fcntl
 import os
 import pickle
 import random
@@ -14,21 +13,20 @@ import sys
 import threading
 import traceback
 
+import surroundings
+
 import shmstack
 import shmstack.select as select
 import shmstack.socket as socket
 from shmstack import _native, views
 from shmstack.errors import NotMovable, StackFull
 from shmstack.shm.layout import COUNTERS, DIRECTION, HEADER
-from shmstack.options import Options
-from shmstack.shm.segment import Segment
 from shmstack.stack import names
-from shmstack.stack.stack import Stack, attached
+from shmstack.stack.stack import attached
 from shmstack.tcp import lifeline
 
 held = {}                            # name -> socket
 HOST = "127.0.0.1"
-NEWUSER, NEWNET = 0x10000000, 0x40000000
 
 
 # ---- sockets -------------------------------------------------------------------------------------------------
@@ -120,7 +118,7 @@ def close(name="one"):
 def attempt(act, *args):
     """Return what the act returned, or the errno's name of the OSError that it raised, or "cut" at an early end."""
     try:
-        return globals()[act](*args)
+        return known(act)(*args)
     except EOFError:
         return "cut"
     except OSError as error:
@@ -242,7 +240,8 @@ def tidy():
 
 def become(uid):
     """Go on as another user, who need not be able to read the interpreter: what is imported later is imported now."""
-    __import__("posix_ipc")
+    for module in ("posix_ipc", "importlib", "shmstack.stack.migrate"):
+        __import__(module)
     _native.load()
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -313,6 +312,16 @@ def move_until_killed(stacks, calls, name="one"):
     finally:
         _native.call = real
     return "moved"
+
+
+def stream_until_cut(out, into, name="one"):
+    """Stream both ways for ever; return how it was cut: an errno's name, or "cut" for an early end."""
+    try:
+        return stream(out, into, 1 << 40, name)
+    except EOFError:
+        return "cut"
+    except OSError as error:
+        return errno.errorcode.get(error.errno, repr(error))
 
 
 def stat(name="one"):
@@ -389,110 +398,8 @@ def look(stack):
     return row.endpoints_used, views.check(row)
 
 
-# ---- stacks without sockets ----------------------------------------------------------------------------------
-
-def stack_open(name, share=0):
-    """Open a stack of namespace 0; return our slot."""
-    held["stack"] = stack = Stack.open(name, 0, Options.from_env({"EF_MAX_ENDPOINTS": "8", "EF_SHARE_WITH": str(share)}))
-    return stack.segment.slot
-
-
-def stack_poke(value):
-    _native.call.store(held["stack"].segment.base + HEADER.at.counters, value)
-
-
-def stack_peek():
-    return _native.call.load(held["stack"].segment.base + HEADER.at.counters)
-
-
-def stack_others():
-    return held["stack"].segment.others()
-
-
-def stack_alive(slot):
-    return held["stack"].segment.alive(slot)
-
-
-def stack_in_child():
-    """Return (slot, whether others are there) as a forked child of ours sees it."""
-    end, start = os.pipe()
-    if os.fork() == 0:
-        shared = held["stack"].segment
-        os.write(start, pickle.dumps((shared.slot, shared.others())))
-        os._exit(0)
-    os.wait()
-    os.close(start)
-    with open(end, "rb") as file:
-        return pickle.load(file)
-
-
-def stack_waiting_child():
-    """Fork a child that waits to be killed; return its pid."""
-    child = os.fork()
-    while child == 0:
-        signal.pause()
-    while not held["stack"].segment.others() or not held["stack"].segment.alive(2):
-        os.sched_yield()
-    return child
-
-
-def segment_attach(name, *owners):
-    """Join a segment of namespace 0 and leave it; return its owner."""
-    shared = Segment.attach(f"0.{name}", owners)
-    owner = _native.call.load(shared.base + HEADER.at.owner_uid)
-    shared.leave()
-    return owner
-
-
-def open_plainly(path):
-    os.close(os.open(path, os.O_RDWR))
-    return True
-
-
-# ---- network namespaces --------------------------------------------------------------------------------------
-
-def unshare():
-    """Go to a network namespace of our own, with its loopback device up; return its path."""
-    flags = NEWNET if os.geteuid() == 0 else NEWNET | NEWUSER
-    if ctypes.CDLL(None, use_errno=True).unshare(flags):
-        raise OSError(ctypes.get_errno(), "unshare")
-    address("lo", "127.0.0.1")
-    return f"/proc/{os.getpid()}/ns/net"
-
-
-def address(device, host):
-    """Give a device an IPv4 address and start it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for number, data in (
-                (0x8916, struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(host))),             # SIOCSIFADDR
-                (0x891C, struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton("255.255.255.0"))),  # SIOCSIFNETMASK
-                (0x8914, struct.pack("H14x", 0x1 | 0x40))):                                             # SIOCSIFFLAGS
-            fcntl.ioctl(sock, number, device.encode().ljust(16, b"\0") + data)
-
-
-def _attribute(kind, data):
-    return struct.pack("HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
-
-
-def veth(host, pid):
-    """Make a pair of Ethernet devices, veth0 here with address `host`, veth1 in the namespace of process `pid`."""
-    device = bytes(16)                                                                   # struct ifinfomsg
-    peer = device + _attribute(3, b"veth1\0") + _attribute(19, struct.pack("I", pid))    # IFLA_IFNAME, NET_NS_PID
-    info = _attribute(1, b"veth\0") + _attribute(2, _attribute(1, peer))                 # INFO_KIND, DATA, VETH_INFO_PEER
-    body = device + _attribute(3, b"veth0\0") + _attribute(18, info)                     # IFLA_LINKINFO
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as link:
-        # RTM_NEWLINK; NLM_F_REQUEST, ACK, CREATE, EXCL
-        link.send(struct.pack("IHHII", 16 + len(body), 16, 0x605, 1, 0) + body)
-        failed = -struct.unpack_from("i", link.recv(4096), 16)[0]
-    if failed:
-        raise OSError(failed, os.strerror(failed))
-    address("veth0", host)
-
-
-def enter(path):
-    with open(path) as namespace:
-        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
+def known(act):
+    return globals().get(act) or getattr(surroundings, act)
 
 
 def main():
@@ -502,7 +409,7 @@ def main():
     while head := asked.read(4):
         act, args, options = pickle.loads(asked.read(struct.unpack("I", head)[0]))
         try:
-            answer = True, globals()[act](*args, **options)
+            answer = True, known(act)(*args, **options)
             data = pickle.dumps(answer)
         except BaseException as error:
             traceback.print_exc()

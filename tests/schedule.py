@@ -14,14 +14,16 @@ import textwrap
 from collections import Counter
 from types import SimpleNamespace
 
+from numba.types import ExternalFunction
+
 from shmstack.tcp.handle import HANDLE
 
 ATOMICS = {"load", "store", "load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or", "copy"}
-SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or", "copy", "_send", "_recv",
-          "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken"}
-# What the kernels ask of the kernel proper; a Memory answers these too.
-OUTSIDE = {"sleep", "wake", "barrier", "_send", "_recv", "failure", "now_ns", "_save_thread", "_restore_thread", "pause",
-           "_yield", "poll_lifeline", "kernel_written", "kernel_taken"}
+SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or", "copy", "send", "recv",
+          "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken", "queued"}
+# Kernels that ask the operating system; a Memory answers in their place, as it does for C functions.
+OUTSIDE = {"sleep", "wake", "barrier", "failure", "now_ns", "pause", "poll_lifeline", "kernel_written", "kernel_taken",
+           "queued"}
 MASK = (1 << 64) - 1
 
 
@@ -31,13 +33,14 @@ def signed(number: int) -> int:
 
 
 class _Yields(ast.NodeTransformer):
-    def __init__(self, kernels):
-        self.kernels = kernels
+    def __init__(self, kernels, functions):
+        self.kernels, self.functions = kernels, functions
 
     def visit_Call(self, node):
         self.generic_visit(node)
         name = getattr(node.func, "id", None)
-        if name in ATOMICS | OUTSIDE:
+        name = self.functions.get(name, name)
+        if name in ATOMICS | OUTSIDE or name in self.functions.values():
             return ast.Yield(ast.Tuple([ast.Constant(name), *node.args], ast.Load()))
         return ast.YieldFrom(node) if name in self.kernels else node
 
@@ -69,9 +72,11 @@ class Kernels(SimpleNamespace):
         key = function.__module__, function.__name__
         if key not in self._made:
             names = {name for name, value in function.__globals__.items() if hasattr(value, "py_func")}
+            functions = {name: value.symbol for name, value in function.__globals__.items()
+                         if isinstance(value, ExternalFunction)}
             source = self._planted.get(function.__name__) or inspect.getsource(function)
             tree = ast.parse(textwrap.dedent(source))
-            tree = ast.fix_missing_locations(_Yields(names - OUTSIDE).visit(tree))
+            tree = ast.fix_missing_locations(_Yields(names - OUTSIDE, functions).visit(tree))
             scope = {**function.__globals__, **{k: v for k, v in self._constants.items() if k in function.__globals__}}
             self._made[key] = lambda *args: scope[function.__name__](*args)
             for name in names - OUTSIDE:
@@ -115,7 +120,7 @@ class Memory:
 
     def do(self, operation, *args):
         """Carry out what a kernel yielded; return the answer."""
-        return getattr(self, "_" + operation.lstrip("_"))(*args)
+        return getattr(self, "_" + operation)(*args)
 
     def _load(self, address):
         return self.word(address)
@@ -167,6 +172,9 @@ class Memory:
             self.taken[fd] += len(got)
         return len(got) or -1
 
+    def _queued(self, h):
+        return len(self.lanes.get(self.word(h + HANDLE.at.fd) ^ 1, b""))
+
     def _kernel_written(self, h):
         return self.written[self.word(h + HANDLE.at.fd)]
 
@@ -183,13 +191,10 @@ class Memory:
         self.now += 1
         return self.now
 
-    def _save_thread(self):
+    def _barrier(self, *_):
         return 0
 
-    def _restore_thread(self, *_):
-        return 0
-
-    _barrier = _pause = _yield = _wake = _restore_thread
+    _pause = _wake = _sched_yield = _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
 
 
 class Sleeps(Exception):

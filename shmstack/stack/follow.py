@@ -67,7 +67,7 @@ def follow(end: Endpoint) -> None:
     with turn:
         native = _native.call
         while native.load(end.pair + _P.state) == stacks.MOVED:                  # SYNC moved
-            name = _forward(end.pair)
+            name = forward(end.pair)
             new, generation = (native.load(end.pair + at) for at in (_P.forward_at, _P.forward_generation))
             try:
                 target = _reach(end, name, new, generation)
@@ -77,7 +77,8 @@ def follow(end: Endpoint) -> None:
             point(end, target, new)
 
 
-def _forward(pair: int) -> str:
+def forward(pair: int) -> str:
+    """Return the name of the stack that a pair says it was moved to."""
     name: bytes = _native.call.read(pair + _P.forward, PAIR.fields["forward"][1])
     return name.split(b"\0")[0].decode("ascii", "replace")
 
@@ -136,7 +137,7 @@ def tidy(grace_ns: int = _GRACE_NS) -> None:
             continue
         pair = stack.pair(index)
         if native.fetch_or(pair + _P.closed, 1 << side) | 1 << side == 3:
-            record = directory.forward_path(_forward(pair), stack.name, index, native.load(pair + _P.generation))
+            record = directory.forward_path(forward(pair), stack.name, index, native.load(pair + _P.generation))
             stack.release_pair(index)
             directory.remove(record)
 

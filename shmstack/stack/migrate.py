@@ -94,17 +94,17 @@ def move(end: Endpoint, target: Stack) -> None:
 
 
 def _move(end: Endpoint, target: Stack) -> None:
-    native, source, index = _native.call, end.stack, end.index
+    source, index = end.stack, end.index
     pair = source.pair(index)
     _permit(end, target)
     new = target.take_pair()
     try:
         _transfer(end, target, new)
     except BaseException:
-        if native.load(pair + _P.state) != stacks.MOVED:
+        if _decided(pair, target, new):
+            end.follow()                                      # a signal came after the point of no return
+        else:
             target.release_pair(new)
-            raise
-        end.follow()                                          # a signal came after the point of no return
         raise
     _thaw(source, index, target, new)
     follow.point(end, target, new)
@@ -113,6 +113,12 @@ def _move(end: Endpoint, target: Stack) -> None:
         if other.pair == pair and other.handle and other.pid == os.getpid():
             other.follow()
     end.serve()
+
+
+def _decided(pair: int, target: Stack, new: int) -> bool:
+    native = _native.call
+    return bool(native.load(pair + _P.state) == stacks.MOVED and native.load(pair + _P.forward_at) == new
+                and follow.forward(pair) == target.name)
 
 
 def _permit(end: Endpoint, target: Stack) -> None:
@@ -149,7 +155,7 @@ def _transfer(end: Endpoint, target: Stack, new: int) -> None:
         native.store(pair + _P.forward_generation, native.load(target.pair(new) + _P.generation))
         native.store(pair + _P.state, stacks.MOVED)                              # SYNC moved
     except BaseException:
-        if native.load(source.pair(index) + _P.state) != stacks.MOVED:
+        if not _decided(source.pair(index), target, new):
             for lock in taken:
                 native.unlock(lock)
             if record is not None:

@@ -120,11 +120,8 @@ def send_ring(h, tx, source, size):
         return -FULL if free == 0 else -ECONNRESET
     size = min(size, free, PIECE)
     backed = load(tx + _D.backed)
-    if backed < capacity:
-        index = tail & (capacity - 1)
-        if index >= backed:
-            return -NO_MEMORY
-        size = min(size, backed - index)
+    if backed < capacity and (tail & (capacity - 1)) + size > backed:
+        return -NO_MEMORY                                    # not a part of it: another process may send in between
     put(load(h + _H.tx_ring), capacity, tail, source, size)
     publish(tx, tail + size)
     return size

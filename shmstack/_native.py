@@ -56,8 +56,11 @@ def find() -> Path | None:
     for place in places():
         for suffix in (".so", ".o"):
             path = place / (name + suffix)
-            if path.exists() and _trusted(path):
-                return path
+            try:
+                if _trusted(path):
+                    return path
+            except OSError:
+                continue              # not there, or a home directory that isn't ours (sudo keeps HOME)
     return None
 
 

@@ -17,7 +17,7 @@ def server_there(net, peer):
         server, name = listener.accept()
         listener.close()
         assert name == client.getsockname()
-        return client, net.keep(server)
+        return net.warm(client, net.keep(server))
 
     return pair
 
@@ -28,7 +28,7 @@ def client_there(net, peer):
             client = net.keep(peer.run(connect_there, net.face, listener.getsockname()))
             server, name = listener.accept()
         assert name == client.getsockname()
-        return client, net.keep(server)
+        return net.warm(client, net.keep(server))
 
     return pair
 

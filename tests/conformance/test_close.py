@@ -87,7 +87,7 @@ def test_half_close_ends_one_direction_only(net, pair):
         far.sendall(b"response")
         far.sendall(b", much later")
         assert receive_exactly(near, 20) == b"response, much later"
-        net.assert_accelerated(near, far)
+        net.assert_ring(near, far)
         far.close()
         assert near.recv(10) == b""
 
@@ -109,7 +109,7 @@ def test_half_close_then_megabytes_the_other_way(net, pair):
     sending = Background(server.sendall, pattern(8 * MIB))
     assert client.recv(8 * MIB, WAITALL) == pattern(8 * MIB)
     sending.result()
-    net.assert_accelerated(client, server)
+    net.assert_ring(client, server)
 
 
 def test_send_after_shutdown_write_is_epipe(net, pair):

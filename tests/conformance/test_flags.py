@@ -20,7 +20,7 @@ def test_peek_shows_the_bytes_and_leaves_them(net, pair):
     assert server.recv(2, PEEK) == b"lo"
     assert server.recv(10, PEEK) == b"look"
     assert server.recv(10) == b"look"
-    net.assert_accelerated(client, server)
+    net.assert_ring(client, server)
 
 
 def test_peek_waits_for_the_first_byte(net):
@@ -79,7 +79,7 @@ def test_waitall_gathers_more_than_the_buffers_hold(net, pair):
     sending = Background(client.sendall, pattern(6 * MIB))
     assert server.recv(6 * MIB, WAITALL) == pattern(6 * MIB)
     sending.result()
-    net.assert_accelerated(client, server)
+    net.assert_ring(client, server)
 
 
 def test_waitall_returns_what_there_is_at_the_end_of_the_stream(net, pair):

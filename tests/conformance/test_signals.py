@@ -136,7 +136,7 @@ def test_connection_works_on_after_an_interrupted_wait(net):
     assert client.recv(10) == b"later"
     client.sendall(b"too")
     assert server.recv(10) == b"too"
-    net.assert_accelerated(client, server)
+    net.assert_ring(client, server)
 
 
 def test_signal_ends_a_wait_for_all_with_what_has_come(net):

@@ -36,17 +36,26 @@ class Endpoint(Transfer):
         if not self.shut:
             self.shut = True
             self.serve()
+            self._leave_no_bytes()
             with self.still():
-                native.store(self.tx + _D.fin, 1)
+                native.fetch_or(self.tx + _D.fin, 1)
                 self.happened(Event.CLOSE)
                 self.happened(Event.ACK_OF_FIN)
             native.store(self.handle + _H.shut, 1)
             native.announce(self.handle, self.tx)
 
+    def _leave_no_bytes(self) -> None:
+        # Once the lifeline is shut nothing can be moved there, should the receiver give its end to a program of C.
+        native = _native.call
+        if native.take(self.tx + _D.tx_lock, self.stack.holder):
+            if native.load(self.tx + _D.nb) & 1 and self.joined:
+                native.spill(self.handle, self.tx)
+            native.unlock(self.tx + _D.tx_lock)
+
     def shutdown_receive(self) -> None:
         """After the lifeline was shut for reading: wake whoever waits for input; it gets what is there, then EOF."""
         with self.still():
-            _native.call.store(self.rx + _D.fin, 1)
+            _native.call.fetch_or(self.rx + _D.fin, 2)
             _native.call.ring_bell(self.rx + _D.bell, FUTEX, RING)
 
     def unread(self) -> bool:
@@ -74,7 +83,7 @@ class Endpoint(Transfer):
                 if self.unread() and abort is not None:
                     abort()
                 elif not self.shut:
-                    native.store(self.tx + _D.fin, 1)
+                    native.fetch_or(self.tx + _D.fin, 1)
                     self.happened(Event.CLOSE)
                 native.store(self.rx + _D.bell, KERNEL)       # what still comes is the kernel's to answer
                 native.ring_bell(self.rx + _D.stalled, 1, 0)
@@ -159,7 +168,8 @@ class Endpoint(Transfer):
         _native.call.store(self.handle + _H.users, 0)
 
     def __del__(self) -> None:
-        if getattr(self, "handle", 0) and self.pid == os.getpid():
+        # The collector may have taken the stack of the same heap of garbage first: then there is nothing to look at.
+        if getattr(self, "handle", 0) and self.pid == os.getpid() and self.stack.segment.base:
             self.close()
             self.closed()
 

@@ -50,6 +50,7 @@ class Attachment:
     """
 
     home = 0                                                # bell of the poller's waiter that looks after it, if any
+    exposed = False                                         # somebody may poll the descriptor in the kernel
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
     following = 0                                           # the thread that takes it to another stack
     sleepers = 0                                            # threads that sleep in the kernel for its input
@@ -185,7 +186,12 @@ class Attachment:
     def relax(self) -> None:
         """Rest where input is expected while no call waits."""
         timeout = _native.call.load(self.handle + _H.timeout_ns)
-        self.rest(self.home or (KERNEL if timeout == 0 or not self.joined else RING))
+        self.rest(self.home or (KERNEL if timeout == 0 or self.exposed or not self.joined else RING))
+
+    def prefer_ring(self) -> None:
+        """Before a call that may wait: have input sent to the ring, unless a poller is to be told of it."""
+        if not self.exposed and not self.home and self.joined and _native.call.load(self.rx + _D.bell) == KERNEL:
+            self.rest(RING)
 
     def rest(self, bell: int) -> None:
         """Say where input is looked for while no call waits: RING, KERNEL, or a waiter's number."""
@@ -202,6 +208,7 @@ class Attachment:
 
     def expose(self) -> None:
         """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
+        self.exposed = True
         self.rest(KERNEL)
 
     def ask_spill(self) -> bool:

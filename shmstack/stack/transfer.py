@@ -163,6 +163,8 @@ class Transfer(Attachment):
         flags &= ~socket.MSG_WAITALL
         end = time.monotonic_ns() + timeout if timeout > 0 else 0
         got, ask, tries = 0, 0, 0
+        if waits:
+            self.prefer_ring()
         while True:
             new: int = native.recv_buffer(handle, buffer, got, size - got, flags, ask)
             if new > 0:
@@ -196,6 +198,7 @@ class Transfer(Attachment):
                 if got:
                     return got
                 raise
+            self.exposed = False                              # whoever waits here doesn't poll
             ask = 0 if native.wait_arrived(handle, min(left, _SLICE_NS)) else 1
 
 

@@ -157,7 +157,7 @@ DIRECTION = Struct("Direction", {
     "passed":     ("bounds that the receiver has gone through", COPY),
     "_sender":    None,
     "nb":         ("bounds that the sender has set; odd: it now writes to the ring", COPY),
-    "fin":        ("1: nothing comes after tail", COPY),
+    "fin":        ("1: nothing comes after tail, 2: nobody wants more", COPY),
     "backed":     ("bytes of the ring that have memory behind them", REBUILD),
     "stalled":    ("1: the sender sleeps on this word until there is room", ZERO),
     "kernel":     ("1: after the last bound everything is in the kernel lane, for good and uncounted", COPY),

@@ -30,7 +30,7 @@ from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, room, set_bound)
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
-    EAGAIN, EBADF, ECONNRESET, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, NO_MEMORY, OVERFLOW,
+    EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, NO_MEMORY, OVERFLOW,
     PIECE)
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
@@ -181,6 +181,8 @@ def send_some(h, source, size, flags):
     tx = load(h + _H.tx)
     if load(h + _H.dead):
         return -EBADF
+    if load(tx + _D.fin) & 1:
+        return -EPIPE                                            # another process that has this end shut it down
     if not take(tx + _D.tx_lock, load(h + _H.me)):
         return -LOCKED
     if choose_lane(h, tx, size):

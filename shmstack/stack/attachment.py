@@ -186,12 +186,7 @@ class Attachment:
     def relax(self) -> None:
         """Rest where input is expected while no call waits."""
         timeout = _native.call.load(self.handle + _H.timeout_ns)
-        self.rest(self.home or (KERNEL if timeout == 0 or self.exposed or not self.joined else RING))
-
-    def prefer_ring(self) -> None:
-        """Before a call that may wait: have input sent to the ring, unless a poller is to be told of it."""
-        if not self.exposed and not self.home and self.joined and _native.call.load(self.rx + _D.bell) == KERNEL:
-            self.rest(RING)
+        self.rest(self.home or (KERNEL if timeout == 0 or self.exposed else RING))
 
     def rest(self, bell: int) -> None:
         """Say where input is looked for while no call waits: RING, KERNEL, or a waiter's number."""

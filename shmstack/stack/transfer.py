@@ -163,8 +163,6 @@ class Transfer(Attachment):
         flags &= ~socket.MSG_WAITALL
         end = time.monotonic_ns() + timeout if timeout > 0 else 0
         got, ask, tries = 0, 0, 0
-        if waits:
-            self.prefer_ring()
         while True:
             new: int = native.recv_buffer(handle, buffer, got, size - got, flags, ask)
             if new > 0:

@@ -11,7 +11,7 @@ PERF = ["rich", "hdrhistogram", "psutil", "matplotlib"]
 TOOLS = ["rich", "psutil"]
 NIC = ["pyroute2"]
 PEERS = ["pyzmq", "iceoryx2", "faster-fifo", "membridge"]
-TEST = ["pytest>=8.4", "pytest-xdist", "hypothesis", "ruff", "mypy", "psutil"]
+TEST = ["pytest>=8.4", "pytest-xdist", "hypothesis", "ruff", "mypy", *PERF]
 
 
 

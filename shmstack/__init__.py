@@ -17,7 +17,10 @@ _API = {
     "SCOPE_NOCHANGE": "names", "SCOPE_THREAD": "names", "SCOPE_PROCESS": "names", "SCOPE_USER": "names",
     "SCOPE_GLOBAL": "names", "DONT_ACCELERATE": "names",
     "FdStat": "extension", "is_present": "extension", "stack_name": "extension", "fd_stat": "extension",
-    "move_fd": "extension", "thread_set_spin": "extension", "Stack": "extension",
+    "move_fd": "extension", "Stack": "extension", "thread_set_spin": "threads",
+    **dict.fromkeys((f"SPIN_{kind}" for kind in (
+        "ALL UDP_RECV UDP_SEND TCP_RECV TCP_SEND TCP_ACCEPT PIPE_RECV PIPE_SEND SELECT POLL PKT_WAIT EPOLL_WAIT STACK_LOCK "
+        "SOCK_LOCK SO_BUSY_POLL TCP_CONNECT MIMIC_EF_POLL").split()), "threads"),
 }
 __all__ = [*_API, "__version__"]
 

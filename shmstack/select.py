@@ -36,7 +36,7 @@ _EPOLL_DEFAULT = _stdlib.EPOLLIN | _stdlib.EPOLLPRI | _stdlib.EPOLLOUT
 
 def _spin(where: str, user_level: Any) -> Spin:
     limit, adapts = rendezvous.spin(where)
-    return Spin(limit if user_level else 0, adapts)
+    return Spin(limit, adapts, where) if user_level else Spin(0, adapts)
 
 
 def _number(fileobj: Any) -> Any:

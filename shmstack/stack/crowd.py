@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from shmstack import _native
 from shmstack.ring.bell import KERNEL, RING
+from shmstack.stack import threads
 from shmstack.stack.endpoint import Endpoint
 from shmstack.tcp.handle import HANDLE
 
@@ -37,11 +38,14 @@ class Spin:
     After `_TRIES` spins in a row that found nothing only every `_PAUSE`-th wait tries again.
     """
 
-    def __init__(self, limit_ns: int, adapt: bool) -> None:
+    def __init__(self, limit_ns: int, adapt: bool, where: str = "") -> None:
         self._limit, self._adapt, self._misses = limit_ns, adapt, 0
+        self._where = where
 
     def limit(self) -> int:
         """Return how many ns to spin this time."""
+        if threads.said and (own := threads.own(self._where)) is not None:
+            return own
         if not self._limit or not self._adapt or self._misses < _TRIES:
             return self._limit
         self._misses += 1
@@ -49,6 +53,8 @@ class Spin:
 
     def pays(self) -> bool:
         """Return whether the next wait is to spin."""
+        if threads.said and (own := threads.own(self._where)) is not None:
+            return own > 0
         return self._limit > 0 and not (self._adapt and self._misses >= _TRIES)
 
     def came(self, found: bool) -> None:

@@ -77,7 +77,7 @@ def quick_wait(h):
     timeout = load(h + _H.timeout_ns)
     if timeout == 0:
         return 0
-    return wait.wait_arrived(h, SLICE_NS if timeout < 0 else wait.spin_budget(h))
+    return wait.wait_arrived(h, SLICE_NS if timeout < 0 else wait.spin_budget(h, wait.RECV))
 
 
 @kernel

@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import types
 
 from shmstack._jit import (
-    cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, store, store_release, swap)
+    cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, static_words, store, store_release, swap)
 from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import barrier, now_ns, sleep
 from shmstack.ring.stream import lane_end, room
@@ -27,10 +27,14 @@ POLLIN, POLLOUT = 1, 4
 LEAST_SPIN_NS = 1_000
 MOST_ROOM_SPIN_NS = 200_000
 
+THREADS = 8 * 4                      # static word: address of what threads said, count | (thread, RECV, SEND) ...; or 0
+RECV, SEND = 8, 16
+
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
 _yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
+_self = extern("pthread_self", types.int64)
 
 
 @kernel
@@ -82,8 +86,24 @@ def spin_arrived_ns(h, limit_ns):
 
 
 @kernel
-def spin_budget(h):
-    """Return how long this wait may spin, in ns."""
+def own_budget(table, kind):
+    """Return what this thread said of its own waits (see `stack.threads`), in ns; -1 if nothing."""
+    me = _self()
+    for i in range(load(table)):
+        entry = table + 8 + 24 * i
+        if load(entry) == me:
+            return load(entry + kind)
+    return -1
+
+
+@kernel
+def spin_budget(h, kind):
+    """Return how long this wait, RECV or SEND, may spin, in ns."""
+    table = load(static_words() + THREADS)
+    if table != 0:
+        own = own_budget(table, kind)
+        if own >= 0:
+            return own
     return load(h + _H.spin_now) if load(h + _H.adapts) else load(h + _H.spin_ns)
 
 
@@ -123,8 +143,7 @@ def sleep_arrived(h, limit_ns):
         events = 1
     else:
         events = poll_lifeline(h, POLLIN, limit_ns)
-    if joined:
-        cas(bell, KERNEL, RING)
+    cas(bell, KERNEL, RING)
     return 1 if events else 0
 
 
@@ -155,7 +174,7 @@ def wait_arrived(h, limit_ns):
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    spin = min(spin_budget(h), limit_ns) if lane else 0
+    spin = min(spin_budget(h, RECV), limit_ns) if lane else 0
     if spin > 0:
         came = spin_arrived_ns(h, spin)
     if not came and limit_ns > spin:
@@ -206,7 +225,7 @@ def send_all(h, source, size):
         if more > 0:
             sent += more
         elif more == -FULL and load(h + _H.timeout_ns) != 0:
-            more = spin_room(h, min(size - sent, PIECE), min(spin_budget(h), MOST_ROOM_SPIN_NS))
+            more = spin_room(h, min(size - sent, PIECE), min(spin_budget(h, SEND), MOST_ROOM_SPIN_NS))
     _restore_thread(state)
     fetch_add(h + _H.users, -1)
     return sent if sent > 0 or more == 0 else more
@@ -223,7 +242,7 @@ def wait_room(h, size, limit_ns):
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    came = spin_room(h, size, min(spin_budget(h), limit_ns))
+    came = spin_room(h, size, min(spin_budget(h, SEND), limit_ns))
     if not came:
         swap(tx + _D.stalled, 1)
         barrier()                                                                # SYNC stalled

@@ -13,6 +13,7 @@ import errno
 import os
 import socket as _stdlib
 import struct
+import sys
 import weakref
 from typing import Any
 
@@ -27,6 +28,7 @@ from shmstack.tcp.state import State
 
 _base: Any = lifeline.standard
 _tcp_families = (_stdlib.AF_INET, _stdlib.AF_INET6)
+_unknown = True                       # to multiprocessing
 _held: dict[int, Endpoint] = {}       # cookie -> an endpoint of this process, for descriptors that come back to us
 
 
@@ -50,6 +52,8 @@ class socket(Calls, metaclass=_Kind):
         self._endpoint: Endpoint | None = None
         self._records: tuple[int, list[str]] | None = None   # who published them, their paths
         self._listens: Stack | None = None
+        if _unknown and "multiprocessing.reduction" in sys.modules:
+            introduce()
         if fileno is not None and _held and self._may_accelerate():
             self._rejoin()
 
@@ -284,10 +288,13 @@ class socket(Calls, metaclass=_Kind):
             pass
 
 
-def _reduce(sock: Any) -> Any:
-    """Pickle a socket for another process (`multiprocessing.reduction`), which gets the kernel's."""
-    from multiprocessing import reduction
-    return reduction._reduce_socket(sock._to_kernel())  # type: ignore[attr-defined]
+def introduce() -> None:
+    """Tell multiprocessing how our sockets are pickled for another process."""
+    global _unknown
+    reduction: Any = sys.modules["multiprocessing.reduction"]
+    if hasattr(reduction, "_reduce_socket"):                  # else it is being imported
+        reduction.register(socket, lambda sock: reduction._reduce_socket(sock._to_kernel()))
+        _unknown = False
 
 
 fork.register()

@@ -161,7 +161,7 @@ def _reduce_connection(made: Connection) -> Any:
 
 
 _reduction.register(Connection, _reduce_connection)
-_reduction.register(socket, _class._reduce)
+_class.introduce()
 
 
 def install() -> None:

@@ -183,10 +183,8 @@ def _around_ssl(execute: Callable[[], None]) -> None:
 def _around_reduction(execute: Callable[[], None]) -> None:
     execute()
     if _plain is not None:
-        from multiprocessing import reduction
-
         from shmstack import _socket
-        reduction.register(_socket.socket, _socket._reduce)
+        _socket.introduce()
 
 
 def _around_connection(execute: Callable[[], None]) -> None:

@@ -80,8 +80,9 @@ class Endpoint(Transfer):
             native.store(self.handle + _H.dead, 1)
             if last:
                 self.withdraw()
-                if self.unread() and abort is not None:
+                if self.unread() and abort is not None and not self.exposed:
                     abort()
+                    native.store(self.rx + _D.head, native.load(self.rx + _D.tail))    # the peer has nothing to move
                 elif not self.shut:
                     native.fetch_or(self.tx + _D.fin, 1)
                     self.happened(Event.CLOSE)

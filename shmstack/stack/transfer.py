@@ -184,9 +184,6 @@ class Transfer(Attachment):
                 if got:
                     return got
                 raise error(-new)
-            if ask and native.load(self.rx + _D.fin) and native.in_ring(handle) \
-                    and native.load(self.rx + _D.tail) == native.load(self.rx + _D.head):
-                return got                                    # the FIN segment itself may still be on its way
             if not waits:
                 raise error(_EAGAIN)
             self.serve()
@@ -197,7 +194,11 @@ class Transfer(Attachment):
                     return got
                 raise
             self.exposed = False                              # whoever waits here doesn't poll
-            ask = 0 if native.wait_arrived(handle, min(left, _SLICE_NS)) else 1
+            ended = native.load(self.rx + _D.fin) and native.load(self.rx + _D.tail) == native.load(self.rx + _D.head)
+            if ask and ended:                                 # the FIN itself is on its way, or others hold the descriptor
+                native.wait_lifeline(handle, _POLLIN, min(left, _SLICE_NS))
+            else:
+                ask = 0 if native.wait_arrived(handle, min(left, _SLICE_NS)) else 1
 
 
 class lifeline_of:

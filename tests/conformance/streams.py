@@ -19,28 +19,34 @@ def sizes(seed: int, total: int, largest: int):
         total -= size
 
 
-def write_stream(sock: socket.socket, seed: int, total: int, largest: int = 70_000) -> int:
-    """Send `total` bytes of the stream `seed` in random pieces; return how many calls that took."""
-    bytes_of, calls = random.Random(seed), 0
+def pieces(seed: int, total: int, largest: int = 70_000):
+    """Yield the stream `seed` in random pieces, `total` bytes in all."""
+    bytes_of = random.Random(seed)
     for size in sizes(seed + 1, total, largest):
-        sock.sendall(bytes_of.randbytes(size))
-        calls += 1
+        yield bytes_of.randbytes(size)
+
+
+def write_stream(sock: socket.socket, seed: int, total: int, largest: int = 70_000) -> int:
+    """Send `total` bytes of the stream `seed` in random pieces; return how many that were."""
+    calls = 0
+    for calls, piece in enumerate(pieces(seed, total, largest), 1):     # noqa: B007 - the last one is the result
+        sock.sendall(piece)
     return calls
 
 
 def read_stream(sock: socket.socket, seed: int, total: int, largest: int = 70_000) -> int:
     """Receive what `write_stream` sent in random pieces of other sizes and compare; return the count of bytes."""
-    bytes_of, draw, read = random.Random(seed), random.Random(seed + 2), 0
-    for size in sizes(seed + 1, total, largest):
-        want, got = bytes_of.randbytes(size), bytearray()
-        while len(got) < size:
-            piece = sock.recv(min(size - len(got), draw.randint(1, largest)))
+    draw, read = random.Random(seed + 2), 0
+    for want in pieces(seed, total, largest):
+        got = bytearray()
+        while len(got) < len(want):
+            piece = sock.recv(min(len(want) - len(got), draw.randint(1, largest)))
             if not piece:
                 raise EOFError(f"stream ended at {read + len(got)} of {total}")
             got += piece
         if got != want:
-            raise ValueError(f"other bytes between {read} and {read + size}")
-        read += size
+            raise ValueError(f"other bytes between {read} and {read + len(want)}")
+        read += len(want)
     return read
 
 

@@ -6,37 +6,12 @@ import multiprocessing
 import os
 import socket
 import socketserver
-import sys
-import traceback
 
 import pytest
 
+from .children import Child
 from .streams import MIB, both_ways, pattern, receive_all, receive_exactly
-from .waiting import Background, eventually
-
-
-class Child:
-    """A forked process that runs `function()` and exits 0 if that returned."""
-
-    def __init__(self, function) -> None:
-        if (pid := os.fork()) == 0:
-            status = 1
-            try:
-                function()
-                status = 0
-            except BaseException:
-                traceback.print_exc(file=sys.__stderr__)
-            finally:
-                os._exit(status)
-        self.pid = pid
-
-    def join(self) -> None:
-        _, status = eventually(lambda: self.ended(), "the child ended")
-        assert os.waitstatus_to_exitcode(status) == 0
-
-    def ended(self):
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return pid and (pid, status)
+from .waiting import Background
 
 
 def test_child_serves_the_accepted_socket_which_the_parent_closed(net):

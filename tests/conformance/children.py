@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ import traceback
 
 import pytest
 
-from .waiting import LAST_RESORT_S, eventually
+from .waiting import TEST_S, eventually
 
 
 class Child:
@@ -19,7 +18,7 @@ class Child:
     def __init__(self, function) -> None:
         if (pid := os.fork()) == 0:
             status = 1
-            faulthandler.dump_traceback_later(LAST_RESORT_S, exit=True, file=sys.__stderr__)
+            signal.setitimer(signal.ITIMER_REAL, TEST_S)    # the handler is the watchdog's
             try:
                 function()
                 status = 0

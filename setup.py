@@ -58,7 +58,8 @@ setup(
     package_data={"shmstack": ["py.typed", "profiles/*.opf", "_site/sitecustomize.py"]},
     install_requires=["numba", "numpy", "posix-ipc", "filelock"],
     extras_require={"test": TEST, "perf": PERF, "tools": TOOLS, "nic": NIC, "peers": PEERS},
-    entry_points={"console_scripts": ["shmstack = shmstack.cli:main"]},
+    entry_points={"console_scripts": ["shmstack = shmstack.cli:main"],
+                  "pytest11": ["shmstack.pytest_plugin = shmstack.pytest_plugin"]},
     classifiers=[
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",

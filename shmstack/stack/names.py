@@ -126,6 +126,13 @@ def _leave_at_exit() -> None:
         sys.modules["multiprocessing.util"].Finalize(None, leave_all, exitpriority=-1000)
 
 
+def leave(name: str) -> None:
+    """Leave the stack of this EF_NAME, in every namespace."""
+    for key in [key for key in _mine if key[1] == name]:
+        _mine.pop(key).leave()
+    tidy()
+
+
 def leave_all() -> None:
     """Leave every stack; the process is about to end."""
     for stack in stacks.attached():

@@ -7,9 +7,9 @@ missing, forbidden or full leaves the connection in the kernel lane, where it is
 """
 from __future__ import annotations
 
-import logging
 import os
 import socket
+import sys
 from typing import Any
 
 from shmstack import _native, errors
@@ -24,7 +24,6 @@ from shmstack.tcp.state import Event, State
 
 _P, _T, _BELL = PAIR.at, TCB.at, DIRECTION.at.bell
 _ADAPTIVE_SPIN_NS = 50_000
-_log = logging.getLogger("shmstack")
 _ANY: dict[int, bytes] = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
 _LOOPBACK_6 = bytes(15) + b"\1"
 
@@ -43,7 +42,9 @@ def spin(where: str) -> Spin:
 def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:
     if stack is not None:
         stack.count(why)
-    _log.debug("kernel TCP: %s %s", why, detail)
+    # Not by `logging`: a program's handler may be what connects here.
+    if "debug" in names.options().log and sys.stderr is not None:
+        print(f"shmstack[{os.getpid()}]: kernel TCP: {why} {detail}".rstrip(), file=sys.stderr)
 
 
 # ---- listening -----------------------------------------------------------------------------------------------

@@ -25,9 +25,10 @@ from types import MethodType
 from typing import Any
 
 from shmstack.stack import names, rendezvous, watch
-from shmstack.stack.crowd import Crowd, Spin
+from shmstack.stack.crowd import Crowd
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.poller import Poller
+from shmstack.stack.spin import Spin
 
 _kernel_select, _kernel_poll, _kernel_epoll = _stdlib.select, _stdlib.poll, _stdlib.epoll
 _POLL_IN = _stdlib.POLLIN | _stdlib.POLLRDNORM

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from shmstack import _native
 from shmstack.ring.bell import KERNEL, RING
-from shmstack.stack import threads
 from shmstack.stack.endpoint import Endpoint
+from shmstack.stack.spin import Spin
 from shmstack.tcp.handle import HANDLE
 
 _USERS = HANDLE.at.users
@@ -29,37 +29,6 @@ Answer = TypeVar("Answer")
 SLICE = 1.0                           # longest sleep, should a peer's wake-up ever fail
 SHORT_SLICE = 0.001                   # where there is no membarrier
 _TURN_NS = 1_000_000                  # longest spin without a look at signals
-_TRIES, _PAUSE = 8, 16
-
-
-class Spin:
-    """How long to spin: what the option says, or as long as it pays.
-
-    After `_TRIES` spins in a row that found nothing only every `_PAUSE`-th wait tries again.
-    """
-
-    def __init__(self, limit_ns: int, adapt: bool, where: str = "") -> None:
-        self._limit, self._adapt, self._misses = limit_ns, adapt, 0
-        self._where = where
-
-    def limit(self) -> int:
-        """Return how many ns to spin this time."""
-        if threads.said and (own := threads.own(self._where)) is not None:
-            return own
-        if not self._limit or not self._adapt or self._misses < _TRIES:
-            return self._limit
-        self._misses += 1
-        return 0 if self._misses % _PAUSE else self._limit
-
-    def pays(self) -> bool:
-        """Return whether the next wait is to spin."""
-        if threads.said and (own := threads.own(self._where)) is not None:
-            return own > 0
-        return self._limit > 0 and not (self._adapt and self._misses >= _TRIES)
-
-    def came(self, found: bool) -> None:
-        """Note whether a spin found something."""
-        self._misses = 0 if found else self._misses + 1
 
 
 class Crowd:
@@ -122,21 +91,25 @@ class Crowd:
         The kernel's last answer, and the endpoints with bytes in the ring.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        limit = spin.limit()
-        if limit:
+        limit = spin.limit() if timeout != 0 else 0
+        if limit or spin.pays():
             self._lead_to_ring()
         ready = self.ready()
         answer = ask(0)
         if answer or ready or timeout == 0:
             return answer, ready or self.ready()
         if limit:
-            answer, ready = self._spin(limit, ask, ask_ns, end)
-            spin.came(bool(answer or ready))
+            started = time.monotonic_ns()
+            answer, ready = self._spin(spin, limit, ask, ask_ns, end)
+            spin.came(bool(ready), time.monotonic_ns() - started if limit > spin.usual else 0)
+        started = time.monotonic_ns()
         while not answer and not ready:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
             answer, ready = self._sleep(ask, left)
+            if answer or ready:
+                spin.slept(limit + time.monotonic_ns() - started)
         return answer, ready
 
     def _lead_to_ring(self) -> None:
@@ -146,7 +119,7 @@ class Crowd:
             if not end.watchers and not end.sleepers and end.joined and not end.held_by_others():
                 native.listen_to(self.address + 16 * index, 1, KERNEL, RING)
 
-    def _spin(self, limit: int, ask: Callable[[float | None], Answer], ask_ns: int,
+    def _spin(self, spin: Spin, limit: int, ask: Callable[[float | None], Answer], ask_ns: int,
               end: float | None) -> tuple[Any, list[Endpoint]]:
         native, now = _native.call, time.monotonic_ns
         stop = now() + limit
@@ -156,7 +129,7 @@ class Crowd:
             left = stop - now()
             if left <= 0:
                 return None, []
-            if native.spin_look(self.address, self.count, min(left, ask_ns or _TURN_NS, _TURN_NS)):
+            if native.spin_look(self.address, self.count, min(left, ask_ns or _TURN_NS, _TURN_NS), spin.adapts):
                 return None, self.ready()                     # the kernel was asked a moment ago
             answer = ask(0)
             if answer:

@@ -115,6 +115,8 @@ class Members:
             end.watchers += (self,)
         if not end.home and not self._own(fd, end):
             self._others.add(fd)
+        if end.home:
+            self._waiters[end.stack.name].put(end.id, end.handle, mask)
         self._suspect(fd, end)
 
     def _leave(self, fd: int, relax: bool = True) -> None:
@@ -148,6 +150,7 @@ class Members:
         waiter = self._waiters.get(end.stack.name)
         if end.home and waiter is not None and waiter.fds.pop(end.id, None) is not None:
             end.home = 0
+            waiter.put(end.id, 0, 0)
             if not waiter.fds:
                 del self._waiters[end.stack.name]
                 waiter.release()
@@ -178,8 +181,7 @@ class Members:
                 return
             end.follow(must=False)
             if fd in self._others:
-                if self._own(fd, end):
-                    self._suspect(fd, end)
+                self._enter(fd, end, self.interests.get(fd, 0))
             elif _native.call.load(end.rx + _BELL) == KERNEL:
                 self.resume(end)                              # somebody had asked for its fileno()
 

@@ -24,9 +24,10 @@ import time
 from typing import Any
 
 from shmstack import _native
-from shmstack.stack.crowd import SLICE, Crowd, Spin
+from shmstack.stack.crowd import SLICE, Crowd
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.members import IN, Members
+from shmstack.stack.spin import Spin
 
 _TURN_NS = 1_000_000                  # longest spin without a look at signals
 _TAKEN = 32 * 8                       # bytes of a full answer of `collect`
@@ -48,27 +49,28 @@ class Poller(Members):
     def __init__(self, kernel: Any, user_level: bool, spin: Spin, ask_ns: int) -> None:
         super().__init__(kernel, user_level)
         self._spin, self._ask_ns, self._kernel_first = spin, ask_ns, False
+        self._fd = kernel.fileno()
 
     def poll(self, timeout: float | None, most: int) -> Events:
         """Return up to `most` (-1: the usual number) events, after at most `timeout` seconds (None: for ever)."""
         if timeout is not None and timeout < 0:
             timeout = None
         end = None if timeout is None else time.monotonic() + timeout
+        if timeout == 0 and self._members:
+            return self._look(most)
         limit = self._spin.limit() if self._waiters and not self._sleepers else 0
-        if limit or (timeout == 0 and self._members):
-            with self._turn:
-                if limit and self._dozes and not self._sleepers:
-                    self._doze(False)
-            events = self._look(most)
-            if events or timeout == 0:
-                return events
+        if limit:
+            if self._dozes:
+                self._rouse()
             events = self._spin_for(limit, end, most)
-            self._spin.came(bool(events))
             if events:
                 return events
+        started = time.monotonic_ns()
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())
             events = self._sleep(left, most)
+            if events:
+                self._spin.slept(limit + time.monotonic_ns() - started)
             if events or left == 0:
                 return events
 
@@ -118,11 +120,11 @@ class Poller(Members):
 
     # ---- the rings and the kernel
 
-    def _look(self, most: int, wait: float | None = 0, thorough: bool = False, ask: bool = True) -> Events:
+    def _look(self, most: int, wait: float | None = 0, thorough: bool = False) -> Events:
         """Return what is ready in the rings, and what the kernel has, which may wait if there is nothing else."""
         ready = self._ready(thorough)
         if not ready:
-            return self._from_kernel(self.kernel.poll(wait, most)) if ask else []
+            return self._from_kernel(self.kernel.poll(wait, most))
         room = most if most > 0 else _DEFAULT_MOST
         found: dict[int, int] = {}
         crowded = len(ready) >= room
@@ -135,7 +137,7 @@ class Poller(Members):
                 bits = self._report(fd)
                 if bits:
                     found[fd] = found.get(fd, 0) | bits
-        if ask and not crowded:
+        if not crowded:
             for fd, bits in self._from_kernel(self.kernel.poll(0, room - len(found))):
                 found[fd] = found.get(fd, 0) | bits
         if self._sleepers and crowded:
@@ -160,19 +162,32 @@ class Poller(Members):
     # ---- waiting
 
     def _spin_for(self, limit: int, end: float | None, most: int) -> Events:
-        native, now = _native.call, time.monotonic_ns
-        stop = now() + limit
+        """As `_look`, and if there is nothing go on for `limit` ns, asking the kernel now and then."""
+        now = time.monotonic_ns
+        start = now()
+        stop = start + limit
         if end is not None:
             stop = min(stop, int(end * 1e9))
-        fd = self.kernel.fileno()
-        while True:
-            left, waiters = stop - now(), self._list          # what is looked at lives until we are back
-            if left <= 0 or not waiters.all:
-                return []
-            came = native.spin_marked(waiters.address, fd, min(left, _TURN_NS), self._ask_ns)
-            events = self._look(most, ask=came == 2) if came else []
+        left, usual = limit, limit <= self._spin.usual
+        while left > 0:
+            events, spun = self._quick(min(left, _TURN_NS), most)
             if events:
+                if spun:
+                    self._spin.came(True, 0 if usual else now() - start)
                 return events
+            left = stop - now()
+        self._spin.came(False)
+        return []
+
+    def _quick(self, limit: int, most: int) -> tuple[Events, bool]:
+        # The usual case is one call: it looks, asks the kernel and spins.
+        waiters = self._list                                  # what is looked at lives until we are back
+        if self._others or self._suspects or not waiters.all:
+            events = self._look(most)
+            if events:
+                return events, False
+        found = _native.call.poll_marks(waiters.address, self._fd, limit, self._ask_ns, self._spin.adapts, most)
+        return (self._look(most), False) if found == -1 else (found, True)
 
     def _sleep(self, left: float | None, most: int) -> Events:
         with self._turn:
@@ -190,6 +205,11 @@ class Poller(Members):
                 self._sleepers -= 1
                 if not self._sleepers and self._spin.pays():
                     self._doze(False)
+
+    def _rouse(self) -> None:
+        with self._turn:
+            if not self._sleepers:
+                self._doze(False)
 
     def _doze(self, asleep: bool) -> None:
         # While spinning doesn't pay, senders may as well go on sending where they wake us.

@@ -36,7 +36,7 @@ def spin(where: str) -> Spin:
     chosen = names.options().spin_ns(where)
     if chosen is not None:
         return Spin(1 << 60 if chosen < 0 else chosen, False)
-    return Spin(_ADAPTIVE_SPIN_NS if len(os.sched_getaffinity(0)) > 1 else 0, True)
+    return Spin(_ADAPTIVE_SPIN_NS if (os.cpu_count() or 1) > 1 else 0, True)
 
 
 def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:

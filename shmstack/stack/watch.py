@@ -24,7 +24,7 @@ from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 
 _W = WAITER.at
-_ENTRY = 24                           # tcp.ready
+_MEMBER, _ENTRY = 16, 32             # tcp.ready
 
 _by_fd: weakref.WeakValueDictionary[int, Endpoint] = weakref.WeakValueDictionary()
 pollers: set[Any] = set()             # the open ones of this process
@@ -73,6 +73,16 @@ class Waiter:
     def __init__(self, stack: Stack, number: int, address: int) -> None:
         self.stack, self.address, self.bell = stack, address, WAITER_BELL + number
         self.fds: dict[int, int] = {}
+        self.members = _native.call.allocate(_MEMBER * 2 * stack.pairs_max)       # pages come as they are written to
+
+    def put(self, number: int, handle: int, mask: int) -> None:
+        """Note what kernels need of a member; handle 0: it is none any more."""
+        _native.call.store(self.members + _MEMBER * number, 0)
+        _native.call.store(self.members + _MEMBER * number + 8, mask)
+        _native.call.store(self.members + _MEMBER * number, handle)
+
+    def __del__(self) -> None:
+        _native.call.free(self.members)
 
     @classmethod
     def claim(cls, stack: Stack) -> Waiter | None:
@@ -114,6 +124,7 @@ class Waiters:
                 numbers = [number >> 6 for number in waiter.fds]
                 native.store(self.address + 16 + _ENTRY * index, min(numbers, default=0))
                 native.store(self.address + 24 + _ENTRY * index, max(numbers, default=-1) + 1)
+                native.store(self.address + 32 + _ENTRY * index, waiter.members)
             native.store(self.address, len(waiters))
 
     def widen(self, waiter: Waiter, number: int) -> None:

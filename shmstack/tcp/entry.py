@@ -25,6 +25,10 @@ PyBUF_WRITABLE = 1
 _as_int = extern("PyLong_AsLongLong", _i, _i)
 _from_int = extern("PyLong_FromLongLong", _i, _i)
 _bytes = extern("PyBytes_FromStringAndSize", _i, _i, _i)
+_list = extern("PyList_New", _i, _i)
+_list_set = extern("PyList_SetItem", _i32, _i, _i, _i)
+_tuple = extern("PyTuple_New", _i, _i)
+_tuple_set = extern("PyTuple_SetItem", _i32, _i, _i, _i)
 _get_buffer = extern("PyObject_GetBuffer", _i32, _i, _i, _i32)
 _release_buffer = extern("PyBuffer_Release", _none, _i)
 _error = extern("PyErr_Occurred", _i)
@@ -57,7 +61,7 @@ for _kernel in (
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
         loopback.announce, loopback.spill, loopback.send_some, loopback.recv_some, loopback.recv_end,
         wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
-        ready.ring_ready, ready.marked, ready.set_asleep, ready.spin_marked, ready.watch,
+        ready.ring_ready, ready.set_asleep, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look):
     integers(_kernel)
 
@@ -178,3 +182,22 @@ def collect(self, args, n):
     """collect(waiters, thorough) -> bytes: who was marked, as 64-bit numbers, at most 32 of them"""
     found = scratch()
     return _bytes(found, 8 * ready.collect(_as_int(load(args)), found, 32, _as_int(load(args + 8))))
+
+
+@function("poll_marks")
+def poll_marks(self, args, n):
+    """poll_marks(waiters, fd, limit_ns, ask_ns, polite, most) -> list of events; or -1: look with more care"""
+    found = scratch()
+    most = _as_int(load(args + 40))
+    count = ready.await_ready(
+        _as_int(load(args)), _as_int(load(args + 8)), _as_int(load(args + 16)), _as_int(load(args + 24)),
+        _as_int(load(args + 32)), found, min(most, 31) if most > 0 else 31)
+    if count < 0:
+        return _from_int(-1)
+    events = _list(count)
+    for i in range(count):
+        event = _tuple(2)
+        _tuple_set(event, 0, _from_int(load(found + 8 * i) & 0xFFFFFFFF))
+        _tuple_set(event, 1, _from_int(load(found + 8 * i) >> 32))
+        _list_set(events, i, event)
+    return events

@@ -2,8 +2,9 @@
 
 Two shapes of "many", both lists in private memory, made by `stack.watch` and `stack.crowd`:
 
-    waiters   count | (address of a waiter, first word, last word + 1) ...     an epoll object's, one a stack
-    crowd     (handle, answer) ...                                             the sockets of one poll or select
+    waiters   count | (address of a waiter, first word, last word + 1, members) ...     an epoll object's, one a stack
+    members   (handle, mask) of each endpoint of the stack, 0 where it isn't in the set
+    crowd     (handle, answer) ...                                       the sockets of one poll or select
 
 Whoever made a crowd counts as a user of its handles, so that none is given back under a spinning thread; the pair of
 a dead one may be another connection's already, and its bell is left alone.
@@ -35,16 +36,19 @@ from shmstack.ring.bell import FUTEX, KERNEL
 from shmstack.ring.doorbell import now_ns
 from shmstack.shm.layout import DIRECTION, MOVED_LOCK, WAITER
 from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.loopback import mark
 from shmstack.tcp.wait import in_ring
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER.at
 _MAP = WAITER.size
-_ENTRY = 24                          # bytes of one waiter in its list
+_ENTRY = 32                          # bytes of one waiter in its list
 HELD_SPINS = 200                     # looks before the GIL is given up
 POLLIN = 1
+IN, EPOLLONESHOT, EPOLLET = 0x041, 1 << 30, 1 << 31      # IN: EPOLLIN | EPOLLRDNORM
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
+_yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
 
 
@@ -122,11 +126,11 @@ def kernel_ready(fd):
 
 
 @kernel
-def spin_marked(waiters, fd, limit_ns, ask_ns):
+def spin_marked(waiters, fd, limit_ns, ask_ns, polite):
     """Look for somebody marked, at most `limit_ns`, and ask the kernel set `fd` every `ask_ns`.
 
     Call with the GIL; it is released while this spins.  Returns 1 if somebody was marked, 2 if the kernel has
-    something, 0 at the limit.
+    something, 0 at the limit.  The `polite` let others have the core between two looks.
     """
     for _ in range(HELD_SPINS):
         if marked(waiters):
@@ -139,13 +143,83 @@ def spin_marked(waiters, fd, limit_ns, ask_ns):
         for _ in range(32):
             if came == 0:
                 came = marked(waiters)
-        pause()
+        if came == 0 and polite:
+            _yield()
+        else:
+            pause()
         now = now_ns()
         if came == 0 and now >= ask:
             came = 2 * kernel_ready(fd)
             ask = now + ask_ns
     _restore_thread(state)
     return came
+
+
+@kernel
+def mark_again(waiters, out, found):
+    """Give back marks that were collected."""
+    for i in range(found):
+        taken = load(out + 8 * i)
+        mark(load(waiters + 8 + _ENTRY * (taken >> 32)), taken & 0xFFFFFFFF)
+    return 0
+
+
+@kernel
+def collect_simple(waiters, out, room):
+    """As `collect`, or give all back and return -1 if there are more than `room`, or one-shot entries among them."""
+    found = collect(waiters, out, room + 1, 0)
+    simple = found <= room
+    for i in range(found):
+        taken = load(out + 8 * i)
+        if load(load(waiters + 32 + _ENTRY * (taken >> 32)) + 16 * (taken & 0xFFFFFFFF) + 8) & EPOLLONESHOT:
+            simple = False
+    if not simple:
+        mark_again(waiters, out, found)
+        return -1
+    return found
+
+
+@kernel
+def sift(waiters, out, found):
+    """Turn marks into events, descriptor | bits << 32, of those that are ready; return how many.
+
+    The level-triggered are marked again: they are looked at until they have been drained.
+    """
+    kept = 0
+    for i in range(found):
+        taken = load(out + 8 * i)
+        entry = waiters + 8 + _ENTRY * (taken >> 32)
+        member = load(entry + 24) + 16 * (taken & 0xFFFFFFFF)
+        h, mask = load(member), load(member + 8)
+        if h != 0 and ring_ready(h):
+            if mask & EPOLLET == 0:
+                mark(load(entry), taken & 0xFFFFFFFF)
+            store(out + 8 * kept, (load(h + _H.fd) & 0xFFFFFFFF) | (mask & IN) << 32)
+            kept += 1
+    return kept
+
+
+@kernel
+def await_ready(waiters, fd, limit_ns, ask_ns, polite, out, room):  # noqa: PLR0913 - one call in place of three
+    """Find events of members, and spin for them; the kernel set `fd` is asked as well.
+
+    Returns how many were written to `out` (0: nothing came within `limit_ns`), or -1 with all marks as they were: the
+    kernel has something too, or the marks are not simple (see `collect_simple`).
+    """
+    found = collect_simple(waiters, out, room)
+    if found < 0:
+        return -1
+    if kernel_ready(fd):
+        mark_again(waiters, out, found)
+        return -1
+    found = sift(waiters, out, found)
+    if found > 0 or limit_ns <= 0:
+        return found
+    came = spin_marked(waiters, fd, limit_ns, ask_ns, polite)
+    if came != 1:
+        return -1 if came else 0
+    found = collect_simple(waiters, out, room)
+    return sift(waiters, out, found) if found >= 0 else -1
 
 
 @kernel
@@ -198,7 +272,7 @@ def expect_kernel(crowd, count):
 
 
 @kernel
-def spin_look(crowd, count, limit_ns):
+def spin_look(crowd, count, limit_ns, polite):
     """Look at the crowd again and again, at most `limit_ns`; return how many are ready.
 
     Call with the GIL; it is released while this spins.
@@ -210,6 +284,9 @@ def spin_look(crowd, count, limit_ns):
         for _ in range(8):
             if found == 0:
                 found = look(crowd, count)
-        pause()
+        if found == 0 and polite:
+            _yield()
+        else:
+            pause()
     _restore_thread(state)
     return found

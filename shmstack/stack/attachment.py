@@ -51,6 +51,7 @@ class Attachment:
 
     home = 0                                                # bell of the poller's waiter that looks after it, if any
     exposed = False                                         # somebody may poll the descriptor in the kernel
+    exposed_at = 0                                          # and had received so many bytes when he was given it
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
     following = 0                                           # the thread that takes it to another stack
     sleepers = 0                                            # threads that sleep in the kernel for its input
@@ -185,8 +186,10 @@ class Attachment:
 
     def relax(self) -> None:
         """Rest where input is expected while no call waits."""
+        for poller in self.watchers:
+            poller.mode_changed(self)
         timeout = _native.call.load(self.handle + _H.timeout_ns)
-        self.rest(self.home or (KERNEL if timeout == 0 or self.exposed else RING))
+        self.rest(self.home or (KERNEL if timeout == 0 or self.exposed or self.watchers else RING))
 
     def rest(self, bell: int) -> None:
         """Say where input is looked for while no call waits: RING, KERNEL, or a waiter's number."""
@@ -203,13 +206,21 @@ class Attachment:
 
     def expose(self) -> None:
         """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
-        self.exposed = True
+        for poller in self.watchers:
+            poller.exposing(self)
+        self.exposed, self.exposed_at = True, _native.call.load(self.rx + _D.head)
         self.rest(KERNEL)
 
     def ask_spill(self) -> bool:
         """Have unread ring bytes moved to the lifeline by their sender; return whether none are left."""
         native = _native.call
         for _ in range(2):
+    def read_by_us(self) -> bool:
+        """Return whether the program receives through us, or did since its last `fileno()`."""
+        if self.exposed and _native.call.load(self.rx + _D.head) != self.exposed_at:
+            self.exposed = False
+        return not self.exposed
+
             self._through(self.rx + _D.tx_lock)               # whoever was sending saw the old bell
             if native.in_ring(self.handle) == 0 or native.load(self.rx + _D.tail) == native.load(self.rx + _D.head):
                 return True

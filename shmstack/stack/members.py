@@ -6,9 +6,9 @@ has a waiter in each stack (`stack.watch`): the endpoint's bell names it, sender
 lifeline as well while the set sleeps.
 
 An endpoint has one bell, so one set can own it.  Where that can't be (no free waiter, the same connection in two sets
-or in two processes, an offer that is not accepted yet, `fileno()` of the set was asked for), the bell says KERNEL and
-the kernel set sees everything; such members are the *others*.  When the kernel next reports input of one, the set
-tries again to own it.
+or in two processes, an offer that is not accepted yet, `fileno()` of the set was asked for, or of the socket and nothing was
+received through us since: it may be read by `os.read`), the bell says KERNEL and the kernel set sees everything; such
+members are the *others*.  When the kernel next reports input of one, the set tries again to own it.
 
 Registering may come before the connection is accelerated, and a descriptor may be closed and its number used again
 while it is registered: `taken` asks the kernel's set whether it still knows the number.
@@ -33,7 +33,7 @@ from shmstack.stack.watch import Waiter, Waiters
 from shmstack.tcp.handle import HANDLE
 
 IN = select.EPOLLIN | select.EPOLLRDNORM
-_BELL, _HOME = DIRECTION.at.bell, HANDLE.at.bell
+_BELL, _HOME, _TIMEOUT = DIRECTION.at.bell, HANDLE.at.bell, HANDLE.at.timeout_ns
 _all: weakref.WeakSet[Members] = weakref.WeakSet()
 
 
@@ -51,6 +51,8 @@ class Members:
         self.interests: dict[int, int] = {}                   # of every descriptor registered through us
         self._members: dict[int, Endpoint] = {}               # accelerated, and their input is wanted
         self._others: set[int] = set()                        # members that we don't own
+        self._blocking: set[int] = set()                      # those of them whose calls may wait
+        self._echoes: dict[int, tuple[int, int]] = {}         # see Poller.exposing
         self._suspects: dict[int, None] = {}                  # members that may have bytes in the ring, in turn
         self._spent: set[int] = set()                         # one-shot, and reported
         self._waiters, self._list = dict[str, Waiter](), Waiters()
@@ -97,7 +99,8 @@ class Members:
     def gone(self, end: Endpoint) -> None:
         """A socket is not accelerated any more, or about to be closed."""
         with self._turn:
-            for fd in [fd for fd, member in self._members.items() if member is end]:
+            fd = end.fd
+            if self._members.get(fd) is end:
                 home = end.home
                 self._leave(fd, relax=False)
                 if home and not self._orphan:
@@ -115,16 +118,28 @@ class Members:
             end.watchers += (self,)
         if not end.home and not self._own(fd, end):
             self._others.add(fd)
+            end.relax()
+            self.mode_changed(end)
         if end.home:
             self._waiters[end.stack.name].put(end.id, end.handle, mask)
         self._suspect(fd, end)
+
+    def mode_changed(self, end: Endpoint) -> None:
+        """After `settimeout`: a blocking receive may have input sent to the ring, so those are looked at each time."""
+        fd = end.fd
+        if fd in self._others and _native.call.load(end.handle + _TIMEOUT) != 0:
+            self._blocking.add(fd)
+        else:
+            self._blocking.discard(fd)
 
     def _leave(self, fd: int, relax: bool = True) -> None:
         end = self._members.pop(fd, None)
         if end is not None:
             self._disown(fd, end)
             self._others.discard(fd)
+            self._blocking.discard(fd)
             self._suspects.pop(fd, None)
+            self._echoes.pop(fd, None)
             end.watchers = tuple(other for other in end.watchers if other is not self)
             if relax and end.handle and not self._orphan:
                 end.relax()
@@ -133,7 +148,8 @@ class Members:
 
     def _own(self, fd: int, end: Endpoint) -> bool:
         """Have the senders mark this endpoint for us, if that can be."""
-        if not self._owns or len(end.watchers) != 1 or not end.joined or end.held_by_others():
+        if not self._owns or len(end.watchers) != 1 or not end.joined or end.held_by_others() \
+                or not end.read_by_us():
             return False
         waiter = self._waiter(end.stack)
         if waiter is None:
@@ -142,6 +158,7 @@ class Members:
         self._list.widen(waiter, end.id)
         end.home = waiter.bell
         self._others.discard(fd)
+        self._blocking.discard(fd)
         if _native.call.watch(end.handle, waiter.bell) != KERNEL:
             _native.call.barrier()                            # SYNC asleep; who saw KERNEL sends there
         return True
@@ -172,6 +189,7 @@ class Members:
             self._disown(fd, end)
             self._others.add(fd)
             end.rest(KERNEL)
+            self.mode_changed(end)
 
     def own_again(self, fd: int) -> None:
         """The kernel reported input of a member: if it came there for want of a bell of ours, try to have it."""
@@ -182,17 +200,17 @@ class Members:
             end.follow(must=False)
             if fd in self._others:
                 self._enter(fd, end, self.interests.get(fd, 0))
-            elif _native.call.load(end.rx + _BELL) == KERNEL:
+            elif _native.call.load(end.rx + _BELL) == KERNEL and end.read_by_us():
                 self.resume(end)                              # somebody had asked for its fileno()
 
     def resume(self, end: Endpoint) -> None:
         """Another thread is through with a sleep for which it had changed the bell."""
         if end.home and end.handle and not end.sleepers:
-            _native.call.watch(end.handle, end.home)
-            _native.call.barrier()
-            for fd, member in tuple(self._members.items()) if end.unread() else ():
-                if member is end:
-                    self._suspect(fd, end)
+            if _native.call.watch(end.handle, end.home) != KERNEL:
+                _native.call.barrier()
+            fd = end.fd
+            if self._members.get(fd) is end:
+                self._suspect(fd, end)
 
     def expose(self) -> None:
         """Foreign code looks at the kernel's set: all input must come there, for good."""
@@ -233,6 +251,7 @@ def _after_fork_in_child() -> None:
             if end.home:
                 end.home = 0
                 members._others.add(fd)
+                members._blocking.add(fd)
                 _native.call.store(end.handle + _HOME, 0)
         members._waiters, members._list = {}, Waiters()
 

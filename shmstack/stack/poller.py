@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import select
 import time
+from select import poll as _kernel_poll
 from typing import Any
 
 from shmstack import _native
+from shmstack.shm.layout import DIRECTION
 from shmstack.stack.crowd import SLICE, Crowd
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.members import IN, Members
@@ -32,7 +34,15 @@ from shmstack.stack.spin import Spin
 _TURN_NS = 1_000_000                  # longest spin without a look at signals
 _TAKEN = 32 * 8                       # bytes of a full answer of `collect`
 _DEFAULT_MOST = 1023                  # what the standard library takes for maxevents=-1
+_TAIL = DIRECTION.at.tail
 Events = list[tuple[int, int]]
+
+
+def _has(fd: int, event: int) -> bool:
+    """Return whether the kernel has this event, an error or a hang-up for the descriptor."""
+    asked = _kernel_poll()
+    asked.register(fd, event)
+    return bool(asked.poll(0))
 
 
 class Poller(Members):
@@ -88,13 +98,13 @@ class Poller(Members):
                     if fd is not None:
                         self._suspects[fd] = None
                 taken = native.collect(waiters.address, thorough) if len(taken) == _TAKEN else b""
-        if self._others:
-            ends = self._others_now()
+        if self._blocking:
+            ends = self._blocking_now()
             self._suspects.update(dict.fromkeys(ends[end] for end in Crowd(ends).ready()))
         return [fd for fd in tuple(self._suspects) if self._still(fd)] if self._suspects else []
 
-    def _others_now(self) -> dict[Endpoint, int]:
-        return {end: fd for fd in tuple(self._others) if (end := self._members.get(fd)) is not None}
+    def _blocking_now(self) -> dict[Endpoint, int]:
+        return {end: fd for fd in tuple(self._blocking) if (end := self._members.get(fd)) is not None}
 
     def _still(self, fd: int) -> bool:
         end = self._members.get(fd)
@@ -152,12 +162,32 @@ class Poller(Members):
         for fd, bits in events:
             if fd in self._spent and fd in self._members or fd == self._event:
                 continue
+            if fd in self._echoes and self._is_echo(fd):
+                continue
             if self.interests.get(fd, 0) & select.EPOLLONESHOT:
                 self._spent.add(fd)
             if fd in self._members and bits & IN:
                 self.own_again(fd)
             kept.append((fd, bits))
         return kept
+
+    # ---- edges that are none
+
+    def exposing(self, end: Endpoint) -> None:
+        """Before `fileno()` has the ring's bytes moved to the lifeline: their arrival there is no news.
+
+        That holds if all was reported that there was: bytes, the kernel's events, and that the socket is writable.
+        """
+        fd, native = end.fd, _native.call
+        if self.interests.get(fd, 0) & select.EPOLLET and self._members.get(fd) is end and end.unread():
+            self._ready()
+            if fd not in self._suspects and not _has(self._fd, select.POLLIN) and _has(fd, select.POLLOUT):
+                self._echoes[fd] = native.load(end.rx + _TAIL), native.load(end.tx + _TAIL)
+
+    def _is_echo(self, fd: int) -> bool:
+        tails, end, native = self._echoes.pop(fd), self._members.get(fd), _native.call
+        return end is not None and end.handle != 0 and not _has(fd, select.POLLRDHUP) \
+            and tails == (native.load(end.rx + _TAIL), native.load(end.tx + _TAIL))
 
     # ---- waiting
 
@@ -182,7 +212,7 @@ class Poller(Members):
     def _quick(self, limit: int, most: int) -> tuple[Events, bool]:
         # The usual case is one call: it looks, asks the kernel and spins.
         waiters = self._list                                  # what is looked at lives until we are back
-        if self._others or self._suspects or not waiters.all:
+        if self._blocking or self._suspects or not waiters.all:
             events = self._look(most)
             if events:
                 return events, False
@@ -197,7 +227,7 @@ class Poller(Members):
                 self._doze(True)
         try:
             if self._members:
-                slept = Crowd(self._others_now()).lead_to_kernel() if self._others else SLICE
+                slept = Crowd(self._blocking_now()).lead_to_kernel() if self._blocking else SLICE
                 left = slept if left is None else min(left, slept)
             return self._look(most, left, thorough)
         finally:

@@ -7,7 +7,9 @@ The functions here are Onload's extension API in Python: which stack a socket li
 """
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 

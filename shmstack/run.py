@@ -158,7 +158,7 @@ def _wrap(spec: ModuleSpec, around: Callable[[Callable[[], None]], None]) -> Non
 def _around_socket(execute: Callable[[], None]) -> None:
     execute()
     _Watch.modules.discard("socket")
-    if "shmstack.socket" not in sys.modules:    # else it is what imports the module: it has to be whole first
+    if sys.modules.get("shmstack.socket") is None:    # else it is what imports the module: it has to be whole first
         _Watch.modules.discard("shmstack.socket")
         install()
 

@@ -22,8 +22,8 @@ ATOMICS = {"load", "store", "load_acquire", "store_release", "cas", "swap", "fet
 SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or", "copy", "send", "recv",
           "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken", "queued"}
 # Kernels that ask the operating system; a Memory answers in their place, as it does for C functions.
-OUTSIDE = {"sleep", "wake", "barrier", "failure", "now_ns", "pause", "poll_lifeline", "kernel_written", "kernel_taken",
-           "queued"}
+OUTSIDE = {"sleep", "wake", "barrier", "spin_budget", "failure", "now_ns", "pause", "poll_lifeline", "kernel_written",
+           "kernel_taken", "queued"}
 MASK = (1 << 64) - 1
 
 
@@ -186,6 +186,9 @@ class Memory:
 
     def _poll_lifeline(self, h, events, _limit):
         return events
+
+    def _spin_budget(self, h, kind):
+        return 0
 
     def _now_ns(self):
         self.now += 1

@@ -4,10 +4,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from array import array
 from pathlib import Path
 
 import pytest
+
+# `perf` is no part of the installation; behind it, so that the installed shmstack is what is measured.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from perf import cli, latency, machine, report, rows, targets
 from perf.harness import Crew, Pair, WorkerFailed

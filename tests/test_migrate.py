@@ -86,6 +86,20 @@ def test_unread_bytes_of_both_directions_go_along(pair, stacks):
     assert client.call("stat").stack_name == stacks[2]
 
 
+def test_idle_end_is_led_past_all_the_stacks_between(pair, stacks):
+    client, server = pair
+    client.call("send", b"x" * 1000)
+    for number in range(50):
+        client.call("move", stacks[1 + number % 3])
+    rows = {row.name: (row.endpoints_used, views.check(row)) for row in views.stacks() if row.name in stacks}
+    assert rows == {stacks[0]: (2, []), stacks[1]: (0, []), stacks[2]: (2, []), stacks[3]: (0, [])}
+    assert len([entry for entry in os.listdir(SHARED) if entry.startswith("shmstack.f.") and stacks[2] in entry]) == 1
+    assert server.call("receive", 1000) == b"x" * 1000
+    talk(client, server)
+    assert client.call("look", stacks[0]) == (0, [])
+    assert not [entry for entry in os.listdir(SHARED) if entry.startswith("shmstack.f.") and stacks[2] in entry]
+
+
 @pytest.mark.parametrize("mover", [0, 1])
 def test_reader_that_sleeps_gets_what_comes_after_the_move(pair, stacks, mover):
     mover, reader = pair[mover], pair[1 - mover]
@@ -210,10 +224,12 @@ def test_killed_while_moving_ends_the_stream_for_the_other(stacks, victim):
         assert (answer[0] if isinstance(answer, tuple) else answer) in ("cut", "ECONNRESET", "EPIPE")
 
 
-@pytest.mark.parametrize("calls", range(1, 260, 9))
+@pytest.mark.parametrize("calls", range(1, 300, 9))
 def test_mover_killed_at_any_word_leaves_every_byte(stacks, calls):
     with Process(EF_NAME=stacks[0]) as mover, Process(EF_NAME=stacks[0]) as peer:
         join(mover, peer)
+        if calls & 1:
+            mover.call("move", stacks[2])                     # then there is a pair between to be led past
         data = secrets.token_bytes(50_000)
         mover.call("send", data)
         try:
@@ -225,6 +241,16 @@ def test_mover_killed_at_any_word_leaves_every_byte(stacks, calls):
             pass
         got, end = peer.call("receive_all")
         assert got == data and end in ("EOF", "ECONNRESET")
+
+
+def test_lock_of_the_dead_is_broken_by_who_has_their_slot_now(stacks):
+    with Process(EF_NAME=stacks[0]) as client, Process(EF_NAME=stacks[0]) as server:
+        join(client, server)
+        client.call("move", stacks[1])                        # nobody else is there yet
+        assert client.call("take_lock", "tx_lock") == 1
+        client.kill()
+        server.start("receive_all")                           # comes to the very slot in the table of processes
+        assert server.result()[1] in ("EOF", "ECONNRESET")
 
 
 def test_mover_that_ends_at_once_leaves_what_it_sent(stacks):

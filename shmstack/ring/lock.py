@@ -1,9 +1,9 @@
 """A lock for each end of a direction, held for the length of one copy and never across a wait.
 
-The word is 0, or the number of the holder: its slot in the stack's process table plus one.  The usual case, no
+The word is 0, or the number of the holder: its process, by slot and use of the slot.  The usual case, no
 contention, is one compare-and-swap on a line that the taker has in its cache.  Whoever finds the lock taken spins
 for a moment, then yields; if that doesn't help the caller asks the kernel whether the holder's process still
-exists (`shm.process.alive`, outside of this file: it is a system call) and breaks the lock of a dead one.
+exists (`Stack.holds`, outside of this file: it is a system call) and breaks the lock of a dead one.
 
 Breaking is safe because every structure that a lock guards is true after each single store: bytes are written
 before the tail that covers them, a bound before the count that includes it.  What a dead holder had half done was

@@ -136,6 +136,9 @@ PROCESS = Struct("Process", {
 }, size=64)
 PROCESSES_MAX = 512
 
+# A lock holder's number: uses of its slot (modulo HOLDER_USES) * HOLDER_SLOTS + slot + 1.
+HOLDER_SLOTS, HOLDER_USES = 1 << 10, 1 << 29
+
 TCB = Struct("TCB", {
     "state":      ("RFC 9293 state, see tcp.state", COPY),
     "iss":        ("initial send sequence number (uint32)", COPY),
@@ -144,7 +147,7 @@ TCB = Struct("TCB", {
     "cookie":     ("SO_COOKIE of the lifeline's socket at this end", COPY),
     "uid":        ("effective uid of the process that opened this end", COPY),
     "pid":        ("pid of that process", COPY),
-    "lane_wish":  ("1: wants its input in the ring when it next looks", COPY),
+    "arrived":    ("how many holders ever came to this pair", ZERO),
     "moves":      ("how often this end was moved to another stack", REBUILD),
 }, size=128)
 
@@ -184,9 +187,9 @@ PAIR = Struct("Pair", {
     "client_ip":  (16, "network order", COPY),
     "server_ip":  (16, "network order", COPY),
     "created_ns": ("CLOCK_REALTIME", COPY),
-    "forward_at": ("pair number in the stack named by forward", ZERO),
-    "forward_generation": ("and its generation", ZERO),
-    "forward":    (32, "name of the stack that the pair was moved to", ZERO),
+    "forward":    ("which of the two says where the pair was moved to", ZERO),
+    "forward0":   (48, "pair number, generation, name of the stack", ZERO),
+    "forward1":   (48, "", ZERO),
 }, size=2 * LINES)
 
 PAIR_TCB = PAIR.size                                     # TCB of side 0, then of side 1
@@ -194,7 +197,7 @@ PAIR_DIRECTION = PAIR_TCB + 2 * TCB.size                 # direction 0, then 1
 PAIR_SIZE = PAGE // 2
 
 WAITER = Struct("Waiter", {
-    "owner":      "process slot + 1 of the poller that owns it; 0: free",
+    "owner":      "the process that has it, as a lock holder; 0: free",
     "uses":       "grows with each new owner",
     "_asleep":    None,
     "asleep":     "1: the poller is in the kernel, or about to be",

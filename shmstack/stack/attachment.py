@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
-from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, PAIR_SIZE, PROCESSES_MAX, TCB
+from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, PAIR_SIZE, TCB
 from shmstack.stack import stack as stacks
 from shmstack.stack.stack import Stack
 from shmstack.tcp.handle import HANDLE
@@ -53,6 +53,7 @@ class Attachment:
     exposed = False                                         # somebody may poll the descriptor in the kernel
     exposed_at = 0                                          # and had received so many bytes when he was given it
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
+    origin: Any = None                                      # the pair where others may be that follow us, see migrate
     following = 0                                           # the thread that takes it to another stack
     sleepers = 0                                            # threads that sleep in the kernel for its input
 
@@ -70,6 +71,7 @@ class Attachment:
             native.store(handle + field, value)
         with self.still():
             native.fetch_add(self.tcb + _T.holders, 1)
+            native.fetch_add(self.tcb + _T.arrived, 1)
             self.counted = True
         self.set_timeout(timeout)
         endpoints.add(self)
@@ -97,18 +99,18 @@ class Attachment:
 
         Parameters
         ----------
-        must : raise ConnectionResetError if it went where this process can't follow
+        must : wait for a thread that is moving something at this moment, and raise ConnectionResetError if the pair
+            went where this process can't follow; else the caller may hold what that thread waits for
         """
         if _native.call.load(self.pair + _P.state) != stacks.MOVED or self.following == get_ident():
             return False
         from shmstack.stack import follow
         try:
-            follow.follow(self)  # type: ignore[arg-type]  # every attachment is an endpoint's
+            return follow.follow(self, must)  # type: ignore[arg-type]  # every attachment is an endpoint's
         except OSError:
             if must:
                 raise
             return False
-        return True
 
     def ready(self) -> bool:
         """Return whether a receive would not wait for the ring, wherever the pair is now."""
@@ -161,9 +163,10 @@ class Attachment:
 
     def happened(self, event: Event, mine: bool = True) -> None:
         """Move this end's state (or the other end's)."""
-        where = (self.tcb if mine else self.stack.tcb(self.index, 1 - self.side)) + _T.state
+        tcb = self.tcb
+        where = (tcb if mine else self.stack.tcb(self.index, 1 - self.side)) + _T.state
         _native.call.store(where, step(_native.call.load(where), event))
-        if self.follow(must=False):                           # the copy may have missed it; a second time is no harm
+        if self.follow(must=False) or self.tcb != tcb:        # the copy may have missed it; a second time is no harm
             self.happened(event, mine)
 
     def lanes(self) -> tuple[str, str]:
@@ -183,11 +186,11 @@ class Attachment:
         native = _native.call
         native.store(self.handle + _H.timeout_ns, -1 if timeout is None else int(timeout * 1e9))
         self.relax()
+        for poller in self.watchers:
+            poller.mode_changed(self)
 
     def relax(self) -> None:
         """Rest where input is expected while no call waits."""
-        for poller in self.watchers:
-            poller.mode_changed(self)
         timeout = _native.call.load(self.handle + _H.timeout_ns)
         self.rest(self.home or (KERNEL if timeout == 0 or self.exposed or self.watchers else RING))
 
@@ -195,13 +198,14 @@ class Attachment:
         """Say where input is looked for while no call waits: RING, KERNEL, or a waiter's number."""
         native = _native.call
         native.store(self.handle + _H.bell, self.home)        # where a wait goes back to
-        before = native.swap(self.rx + _D.bell, bell)
+        rx = self.rx
+        before = native.swap(rx + _D.bell, bell)
         if before == FUTEX:
-            native.wake(self.rx + _D.bell)                    # a thread of ours sleeps there
+            native.wake(rx + _D.bell)                         # a thread of ours sleeps there
         if bell == KERNEL and before != KERNEL and self.joined:
             native.barrier()
             self.ask_spill()
-        if self.follow(must=False):
+        if self.follow(must=False) or self.rx != rx:          # it was said where nobody looks any more
             self.rest(bell if bell in (RING, KERNEL) else KERNEL)
 
     def expose(self) -> None:
@@ -211,16 +215,16 @@ class Attachment:
         self.exposed, self.exposed_at = True, _native.call.load(self.rx + _D.head)
         self.rest(KERNEL)
 
-    def ask_spill(self) -> bool:
-        """Have unread ring bytes moved to the lifeline by their sender; return whether none are left."""
-        native = _native.call
-        for _ in range(2):
     def read_by_us(self) -> bool:
         """Return whether the program receives through us, or did since its last `fileno()`."""
         if self.exposed and _native.call.load(self.rx + _D.head) != self.exposed_at:
             self.exposed = False
         return not self.exposed
 
+    def ask_spill(self) -> bool:
+        """Have unread ring bytes moved to the lifeline by their sender; return whether none are left."""
+        native = _native.call
+        for _ in range(2):
             self._through(self.rx + _D.tx_lock)               # whoever was sending saw the old bell
             if native.in_ring(self.handle) == 0 or native.load(self.rx + _D.tail) == native.load(self.rx + _D.head):
                 return True
@@ -259,18 +263,15 @@ class Attachment:
         if native.take(lock, self.stack.holder):
             native.unlock(lock)
         else:
-            try:
-                self.break_lock(lock)
-            except ConnectionResetError:
-                pass                                          # for the next send or recv to say
+            self.break_lock(lock, must=False)
 
-    def break_lock(self, lock: int) -> None:
-        """A lock was held for long: release it if its holder is dead; if the pair has moved, follow."""
+    def break_lock(self, lock: int, must: bool = True) -> None:
+        """A lock was held for long: release it if its holder is dead; if the pair has moved, follow (see `follow`)."""
         native, stack, pair = _native.call, self.stack, self.pair
         holder = native.load(lock)
-        if self.follow() or holder in (0, MOVED_LOCK):
+        if self.follow(must) or holder in (0, MOVED_LOCK) or native.load(pair + _P.state) == stacks.MOVED:
             return
-        living = 0 < holder <= PROCESSES_MAX and stack.segment.alive(holder - 1)
+        living = stack.holds(holder)
         # Another thread may have followed since: then the lock, or the number, is not what we take it for.
         ours = self.stack is stack and self.pair == pair and 0 <= lock - pair < PAIR_SIZE
         if not living and ours and native.break_lock(lock, holder):

@@ -45,7 +45,7 @@ class Endpoint(Transfer):
             native.announce(self.handle, self.tx)
 
     def _leave_no_bytes(self) -> None:
-        # Once the lifeline is shut nothing can be moved there, should the receiver give its end to a program of C.
+        # Once the lifeline is shut nothing can be moved there, should the receiver give its end to TLS or a program of C.
         native = _native.call
         if native.take(self.tx + _D.tx_lock, self.stack.holder):
             if native.load(self.tx + _D.nb) & 1 and self.joined:
@@ -75,6 +75,8 @@ class Endpoint(Transfer):
             return
         self.unwatch()
         self.serve()
+        if not self.shut and not self.unread() and not self.held_by_others():
+            self._leave_no_bytes()
         with self.still():
             last = native.fetch_add(self.tcb + _T.holders, -1) <= 1
             native.store(self.handle + _H.dead, 1)
@@ -161,6 +163,7 @@ class Endpoint(Transfer):
         """Before a fork: the child will hold this end too."""
         with self.still():
             _native.call.fetch_add(self.tcb + _T.holders, 1)
+            _native.call.fetch_add(self.tcb + _T.arrived, 1)
 
     def adopt_in_child(self) -> None:
         """In the child: act under the child's own slot, and drop what threads of the parent were doing."""

@@ -20,16 +20,18 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import struct
 import sys
 import threading
 import time
 import weakref
+from typing import NamedTuple
 
 from shmstack import _native, errors
-from shmstack.shm.layout import DIRECTION, PAIR, TCB
+from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, TCB
 from shmstack.stack import directory
 from shmstack.stack import stack as stacks
-from shmstack.ring.bell import KERNEL
+from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.transfer import lifeline_of
 from shmstack.stack.stack import Stack
@@ -38,9 +40,24 @@ from shmstack.tcp.handle import HANDLE
 
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
 _GRACE_NS = 1_000_000_000             # no wait lasts that long without looking at its handle anew
+_HOLD_SECONDS = 1.0
+_FORWARD = struct.Struct("<qq32s")
+
+
+class Left(NamedTuple):
+    """A pair that an endpoint of ours points away from since `since`; `last`: nobody else is there."""
+
+    stack: Stack
+    pair: int
+    side: int
+    last: bool
+    whose: weakref.ref[Endpoint]
+    since: int
+
+
 turn = threading.RLock()              # moves and follows of this process, one at a time
 _parted: list[tuple[Stack, int]] = []
-_left: list[tuple[Stack, int, int, weakref.ref[Endpoint], int]] = []      # stack, pair, side, whose, since when
+_left: list[Left] = []
 
 
 def _renew() -> None:
@@ -62,25 +79,81 @@ def peer(end: Endpoint) -> lifeline.Holder | None:
         return lifeline.peer(sock.family, local[:2], remote[:2], end.stack.netns)
 
 
-def follow(end: Endpoint) -> None:
-    """Go where the pair went; ConnectionResetError if that can't be reached any more."""
-    with turn:
+def follow(end: Endpoint, wait: bool = True) -> bool:
+    """Go where the pair went, if nobody was quicker; ConnectionResetError if that can't be reached any more.
+
+    Parameters
+    ----------
+    end : whose
+    wait : for other moves and follows of this process; else return False if there are any
+    """
+    mine = turn
+    if not mine.acquire(blocking=wait):
+        return False
+    try:
         native = _native.call
         while native.load(end.pair + _P.state) == stacks.MOVED:                  # SYNC moved
-            name = forward(end.pair)
-            new, generation = (native.load(end.pair + at) for at in (_P.forward_at, _P.forward_generation))
+            lock = hold(end.stack, end.index)
             try:
+                new, generation, name = forward(end.pair)
                 target = _reach(end, name, new, generation)
+                native.fetch_add(target.tcb(new, end.side) + _T.arrived, 1)
             except OSError as error:
                 end.stack.count("not_permitted" if isinstance(error, errors.StackDenied) else "corrupt")
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
+            finally:
+                let_go(lock, end.stack.holder)
+            end.origin = None
             point(end, target, new)
+        return True
+    finally:
+        mine.release()
 
 
-def forward(pair: int) -> str:
-    """Return the name of the stack that a pair says it was moved to."""
-    name: bytes = _native.call.read(pair + _P.forward, PAIR.fields["forward"][1])
-    return name.split(b"\0")[0].decode("ascii", "replace")
+# ---- the way that a moved pair shows -------------------------------------------------------------------------
+
+def forward(pair: int) -> tuple[int, int, str]:
+    """Return (pair number, its generation, name of its stack) of where a pair says it was moved to."""
+    native = _native.call
+    where = pair + (_P.forward1 if native.load(pair + _P.forward) & 1 else _P.forward0)
+    at, generation, name = _FORWARD.unpack(native.read(where, _FORWARD.size))
+    return at, generation, name.split(b"\0")[0].decode("ascii", "replace")
+
+
+def set_forward(pair: int, target: Stack, new: int) -> None:
+    """Say where a pair was moved to; whoever is killed in between leaves what it said before."""
+    native = _native.call
+    other = 1 - (native.load(pair + _P.forward) & 1)
+    generation = native.load(target.pair(new) + _P.generation)
+    native.write(pair + (_P.forward1 if other else _P.forward0), _FORWARD.pack(new, generation, target.name.encode()))
+    native.store(pair + _P.forward, other)
+
+
+def hold(stack: Stack, index: int) -> int:
+    """Take the lock under which a moved pair's way is read and changed; return its address, 0 if it can't be had.
+
+    It is the first of the pair's own locks, which a move leaves at MOVED_LOCK.
+    """
+    native, stop = _native.call, time.monotonic() + _HOLD_SECONDS
+    lock: int = stack.direction(index, 0) + _D.tx_lock
+    if not stack.in_use:
+        return 0
+    while native.cas(lock, MOVED_LOCK, stack.holder) != MOVED_LOCK:
+        holder = native.load(lock)
+        if holder == stack.holder:
+            return lock                                       # our own, from before a signal
+        if holder != MOVED_LOCK and not stack.holds(holder):
+            native.cas(lock, holder, MOVED_LOCK)
+        elif time.monotonic() > stop:
+            return 0
+        time.sleep(0)
+    return lock
+
+
+def let_go(lock: int, holder: int) -> None:
+    """Give the lock of a moved pair's way back."""
+    if lock:
+        _native.call.cas(lock, holder, MOVED_LOCK)
 
 
 def _reach(end: Endpoint, name: str, new: int, generation: int) -> Stack:
@@ -98,18 +171,27 @@ def _reach(end: Endpoint, name: str, new: int, generation: int) -> Stack:
     return target
 
 
-def point(end: Endpoint, target: Stack, new: int) -> None:
-    """Have the endpoint mean the new pair, and leave the old one."""
+def point(end: Endpoint, target: Stack, new: int, last: bool = False) -> None:
+    """Have the endpoint mean the new pair, and leave the old one.
+
+    Parameters
+    ----------
+    end, target, new : whose, and where it is now
+    last : nobody else was ever in the old one or will come there
+    """
     native = _native.call
     watchers = tuple(end.watchers)
-    old, counted = (end.stack, end.index, end.side, weakref.ref(end), time.monotonic_ns()), end.counted
+    old, counted = Left(end.stack, end.index, end.side, last, weakref.ref(end), time.monotonic_ns()), end.counted
     end.following = threading.get_ident()
     try:
         for poller in watchers:
             poller.leave_to_kernel(end.fd, end)              # its numbers are the old stack's
         native.store(end.handle + _H.bell, 0)
+        bell = end.rx + _D.bell
         end.home, end.stack, end.index = 0, target, new
         end._point()
+        if native.load(bell) not in (RING, FUTEX):
+            native.cas(end.rx + _D.bell, RING, KERNEL)       # another thread said so just now
         if counted:
             _left.append(old)
         tidy()
@@ -126,18 +208,18 @@ def tidy(grace_ns: int = _GRACE_NS) -> None:
     native, now = _native.call, time.monotonic_ns()
     _parted[:] = [(stack, since) for stack, since in _parted if now - since < grace_ns]
     for item in list(_left):
-        stack, index, side, whose, since = item
+        stack, index, side, last, whose, since = item
         end = whose()
         if (end is None or not end.handle or native.load(end.handle + _H.users)) and now - since < grace_ns:
             continue
         _left.remove(item)
         if len(sys._current_frames()) > 1:
             _parted.append((stack, now))
-        if native.fetch_add(stack.tcb(index, side) + _T.holders, -1) > 1:
+        if native.fetch_add(stack.tcb(index, side) + _T.holders, -1) > 1 and not last:
             continue
         pair = stack.pair(index)
-        if native.fetch_or(pair + _P.closed, 1 << side) | 1 << side == 3:
-            record = directory.forward_path(forward(pair), stack.name, index, native.load(pair + _P.generation))
+        if last or native.fetch_or(pair + _P.closed, 1 << side) | 1 << side == 3:
+            record = directory.forward_path(forward(pair)[2], stack.name, index, native.load(pair + _P.generation))
             stack.release_pair(index)
             directory.remove(record)
 

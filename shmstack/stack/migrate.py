@@ -107,7 +107,11 @@ def _move(end: Endpoint, target: Stack) -> None:
             target.release_pair(new)
         raise
     _thaw(source, index, target, new)
-    follow.point(end, target, new)
+    _native.call.fetch_add(target.tcb(new, end.side) + _T.arrived, 1)
+    origin = source, index, end.generation
+    short = _shorten(end, target, new)
+    follow.point(end, target, new, short)
+    end.origin = end.origin if short else origin
     target.count("moves")
     for other in list(endpoints):                             # the other end, duplicates: nobody else would wake them
         if other.pair == pair and other.handle and other.pid == os.getpid():
@@ -116,9 +120,8 @@ def _move(end: Endpoint, target: Stack) -> None:
 
 
 def _decided(pair: int, target: Stack, new: int) -> bool:
-    native = _native.call
-    return bool(native.load(pair + _P.state) == stacks.MOVED and native.load(pair + _P.forward_at) == new
-                and follow.forward(pair) == target.name)
+    moved = _native.call.load(pair + _P.state) == stacks.MOVED
+    return bool(moved and follow.forward(pair) == (new, _native.call.load(target.pair(new) + _P.generation), target.name))
 
 
 def _permit(end: Endpoint, target: Stack) -> None:
@@ -149,11 +152,8 @@ def _transfer(end: Endpoint, target: Stack, new: int) -> None:
         _freeze(end, locks, taken)
         _copy(source, index, target, new)
         record = directory.forward(target.name, source.name, index, end.generation)
-        pair = source.pair(index)
-        native.write(pair + _P.forward, target.name.encode().ljust(32, b"\0"))
-        native.store(pair + _P.forward_at, new)
-        native.store(pair + _P.forward_generation, native.load(target.pair(new) + _P.generation))
-        native.store(pair + _P.state, stacks.MOVED)                              # SYNC moved
+        follow.set_forward(source.pair(index), target, new)
+        native.store(source.pair(index) + _P.state, stacks.MOVED)                # SYNC moved
     except BaseException:
         if not _decided(source.pair(index), target, new):
             for lock in taken:
@@ -161,6 +161,33 @@ def _transfer(end: Endpoint, target: Stack, new: int) -> None:
             if record is not None:
                 directory.remove(record)
         raise
+
+
+def _shorten(end: Endpoint, target: Stack, new: int) -> bool:
+    """Show those that have yet to follow us the way past the pair that we leave now; return whether that was done.
+
+    Else an idle end would leave a trail of pairs behind it, as long as the other one moves.  Whoever follows counts
+    himself in where he goes, under the same lock: so nobody is, or comes, where only we were counted.
+    """
+    if end.origin is None:
+        return False
+    native, (stack, index, generation), between = _native.call, end.origin, end.stack
+    pair, arrived = stack.pair(index), [between.tcb(end.index, side) + _T.arrived for side in range(2)]
+    if native.load(pair + _P.state) != stacks.MOVED or sum(map(native.load, arrived)) != 1:
+        return False
+    lock = follow.hold(stack, index)
+    try:
+        if not lock or sum(map(native.load, arrived)) != 1 or native.load(pair + _P.generation) != generation \
+                or follow.forward(pair) != (end.index, end.generation, between.name):
+            return False
+        directory.forward(target.name, stack.name, index, generation)
+        follow.set_forward(pair, target, new)
+        directory.remove(directory.forward_path(between.name, stack.name, index, generation))
+        return True
+    except OSError:
+        return False                                          # no room for a record: the trail stays
+    finally:
+        follow.let_go(lock, stack.holder)
 
 
 def _freeze(end: Endpoint, locks: list[int], taken: list[int]) -> None:

@@ -17,8 +17,8 @@ from shmstack import _native, errors
 from shmstack.options import Options
 from shmstack.shm import segment
 from shmstack.shm.layout import (
-    COUNTERS, DIRECTION, HEADER, PAGE, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, PROCESS, PROCESSES, TCB, WAITERS,
-    geometry, waiter_size)
+    COUNTERS, DIRECTION, HEADER, HOLDER_SLOTS, HOLDER_USES, PAGE, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, PROCESS,
+    PROCESSES, PROCESSES_MAX, TCB, WAITERS, geometry, waiter_size)
 from shmstack.shm.segment import Segment
 
 FREE, OFFERED, ESTABLISHED, MOVED, WITHDRAWN = range(5)       # PAIR.state
@@ -128,7 +128,7 @@ class Stack:
         native.write(at + _S.name, command.ljust(16, b"\0"))
         native.store(at + _S.uid, os.geteuid())
         native.store(at + _S.start_ns, time.time_ns())
-        native.fetch_add(at + _S.uses, 1)
+        self._uses = native.fetch_add(at + _S.uses, 1) + 1
         native.store(at + _S.pid, os.getpid())
 
     @property
@@ -169,8 +169,17 @@ class Stack:
 
     @property
     def holder(self) -> int:
-        """This process' number as a lock holder."""
-        return self.segment.slot + 1
+        """This process' number as a lock holder: of its slot, and of the slot's use, for slots are used again."""
+        number: int = self._uses % HOLDER_USES * HOLDER_SLOTS + self.segment.slot + 1
+        return number
+
+    def holds(self, number: int) -> bool:
+        """Return whether the process exists that has, or had, this number as a lock holder."""
+        slot, native = number % HOLDER_SLOTS - 1, _native.call
+        if not 0 <= slot < PROCESSES_MAX or not self.segment.alive(slot):
+            return False
+        uses = native.load(self.segment.base + PROCESSES + slot * PROCESS.size + _S.uses)
+        return bool(uses % HOLDER_USES == number // HOLDER_SLOTS)
 
     def pair(self, index: int) -> int:
         """Return the address of a pair."""

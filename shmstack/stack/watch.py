@@ -91,7 +91,7 @@ class Waiter:
         for number in range(WAITERS_MAX):
             address = stack.waiters + number * stack.waiter_size
             owner = native.load(address + _W.owner)
-            if owner and stack.segment.alive(owner - 1):
+            if owner and stack.holds(owner):
                 continue
             if native.cas(address + _W.owner, owner, stack.holder) == owner:
                 native.fetch_add(address + _W.uses, 1)

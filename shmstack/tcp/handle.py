@@ -20,7 +20,7 @@ HANDLE = Struct("Handle", {
     "tx_ring":    "address of the bytes it sends",
     "rx_ring":    "address of the bytes it receives",
     "capacity":   "bytes of each ring",
-    "me":         "this process as a lock holder: its slot in the process table + 1",
+    "me":         "this process as a lock holder: its number in the stack",
     "timeout_ns": "-1 blocking, 0 non-blocking, or ns",
     "spin_ns":    "how long a wait spins before it sleeps",
     "bell":       "what to tell the sender while nobody reads: RING, KERNEL or WAITER + n",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any, Iterator
 
-from shmstack.shm.layout import MOVED_LOCK, PAGE, PROCESSES_MAX
+from shmstack.shm.layout import MOVED_LOCK, PAGE
 from shmstack.tcp.state import State
 from shmstack.views.image import ESTABLISHED, FREE, MOVED, PAIR_STATES, Fields, Image, images
 
@@ -38,7 +38,7 @@ def _look(name: str) -> list[str]:
 def _faults(image: Image) -> Iterator[str]:
     if image.problem:
         yield image.problem
-    living = {process.slot + 1 for process in image.processes() if process.alive}
+    living = {process.holder for process in image.processes() if process.alive}
     pairs = list(image.pairs())
     yield from _list_faults(image.header, [pair for _, pair, _, _ in pairs])
     for index, pair, tcbs, ways in pairs:
@@ -50,7 +50,7 @@ def _faults(image: Image) -> Iterator[str]:
             for fault in _way_faults(way, pair["state"], image.header["capacity"], living):
                 yield f"pair {index} direction {side}: {fault}"
     for number, waiter in enumerate(image.waiters()):
-        if not 0 <= waiter["owner"] <= PROCESSES_MAX:
+        if not 0 <= waiter["owner"] < MOVED_LOCK:
             yield f"waiter {number}: owner={waiter['owner']}"
 
 

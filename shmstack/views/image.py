@@ -17,8 +17,8 @@ from typing import Any, Iterator, NamedTuple
 from shmstack import errors
 from shmstack.shm import segment
 from shmstack.shm.layout import (
-    DIGEST, DIRECTION, HEADER, MAGIC, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, PROCESS, PROCESSES, PROCESSES_MAX,
-    TCB, VERSION, WAITER, WAITERS, WAITERS_MAX, Struct, geometry, waiter_size)
+    DIGEST, DIRECTION, HEADER, HOLDER_SLOTS, HOLDER_USES, MAGIC, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, PROCESS,
+    PROCESSES, PROCESSES_MAX, TCB, VERSION, WAITER, WAITERS, WAITERS_MAX, Struct, geometry, waiter_size)
 
 FREE, OFFERED, ESTABLISHED, MOVED, WITHDRAWN = range(5)       # PAIR.state
 PAIR_STATES = ("free", "offered", "established", "moved", "withdrawn")
@@ -28,7 +28,7 @@ Fields = dict[str, Any]
 
 
 class Process(NamedTuple):
-    """A process in a stack's table; `pid` is as the process itself sees it."""
+    """A process in a stack's table; `pid` is as the process itself sees it, `holder` its number in locks."""
 
     pid: int
     comm: str
@@ -36,6 +36,7 @@ class Process(NamedTuple):
     uid: int
     slot: int
     start_ns: int
+    holder: int
 
 
 class Image:
@@ -109,8 +110,9 @@ class Image:
         for slot in range(PROCESSES_MAX):
             entry = fields(PROCESS, raw, slot * PROCESS.size)
             if entry["pid"] > 0:
+                holder = entry["uses"] % HOLDER_USES * HOLDER_SLOTS + slot + 1
                 found.append(Process(entry["pid"], entry["name"], segment.held(self.fd, slot), entry["uid"], slot,
-                                     entry["start_ns"]))
+                                     entry["start_ns"], holder))
         return found
 
     def waiters(self) -> list[Fields]:

@@ -183,7 +183,8 @@ def test_shell_and_subprocess_pass_it_on():
 
 
 def test_forked_child_has_it():
-    code = "import os\npid = os.fork()\nimport socket\nos.write(1, (socket.socket.__module__ + '\\n').encode())\nif pid: os.wait()"
+    say = "os.write(1, (socket.socket.__module__ + '\\n').encode())"                # a line in one call
+    code = f"import os\npid = os.fork()\nimport socket\n{say}\nif pid: os.wait()"
     assert python(code) == [OURS, OURS]
 
 

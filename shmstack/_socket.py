@@ -183,6 +183,7 @@ class socket(Calls, metaclass=_Kind):
         if self._records is not None or _base.getsockopt(self, _stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):
             self._list()
         fd, address = self._accept()
+        self._list()                                          # it may have gone while we waited
         made = socket(self.family, self.type, self.proto, fileno=fd)
         if _stdlib.getdefaulttimeout() is None and self.gettimeout():
             made.setblocking(True)
@@ -195,8 +196,7 @@ class socket(Calls, metaclass=_Kind):
 
     accept.__doc__ = _base.accept.__doc__
 
-    # ---- modes and options
-
+    # ---- modes
     def settimeout(self, value: Any) -> None:
         _base.settimeout(self, value)
         self._mode()

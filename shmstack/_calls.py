@@ -155,6 +155,6 @@ def _let_go(args: tuple[Any, ...]) -> tuple[Any, ...]:
         if (level, kind) == (_stdlib.SOL_SOCKET, _stdlib.SCM_RIGHTS):
             for end in list(attachment.endpoints):
                 owner = end.owner()
-                if owner is not None and end.handle and end.fd in fds:
+                if owner is not None and end.open and end.fd in fds:
                     owner._to_kernel()
     return (args[0], messages, *args[2:])

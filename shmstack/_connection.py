@@ -161,7 +161,7 @@ class Connection(_standard.Connection):  # type: ignore[misc]
             if left <= 0:
                 return False
             here = sock._endpoint
-            if here is not None and here.handle:
+            if here is not None and here.open:
                 here.serve()
                 _native.call.wait_arrived(here.handle, min(left, _SLICE_NS))
         if timeout is not None:

@@ -72,7 +72,7 @@ class socket(Calls, metaclass=_Kind):
             known = _held.get(lifeline.cookie(self))
         except OSError:
             return
-        if known is not None and known.handle and known.pid == os.getpid():
+        if known is not None and known.open and known.pid == os.getpid():
             end = Endpoint(known.stack, known.index, known.side, self._descriptor(), self.gettimeout(),
                            rendezvous.spin("tcp_recv"))
             self._take(end)

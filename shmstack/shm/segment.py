@@ -52,10 +52,16 @@ class Segment:
         Descriptor, address and bytes of the mapping.
     slot : int
         This process' slot in the process table; -1 while it only looks.
+    pid : int
+        The process that looks.
+    handles : set of int
+        Those that point into the mapping.
     """
 
     def __init__(self, name: str, fd: int) -> None:
-        self.name, self.fd, self.slot = name, fd, -1
+        self.name, self.fd, self.slot, self.pid = name, fd, -1, os.getpid()
+        self.handles: set[int] = set()
+        self._ended = False
         self.size = os.fstat(fd).st_size
         # A mapping keeps its open file alive, with all locks on it, also in a forked child: so it has one of its own.
         mapped = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -173,7 +179,7 @@ class Segment:
         fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
         os.dup2(fd, self.fd, inheritable=False)           # the parent's description is closed here, its lock stays
         os.close(fd)
-        self.slot = -1
+        self.slot, self.pid = -1, os.getpid()
         self._take_slot()
 
     def leave(self) -> bool:
@@ -192,6 +198,19 @@ class Segment:
         os.close(self.fd)
         self.fd, self.slot = -1, -1
         return removed
+
+    def end(self) -> None:
+        """Leave, and unmap as soon as no handle points there: nobody will look any more."""
+        if self.pid == os.getpid():
+            self.leave()
+            self._ended = True
+            self.let_go()
+
+    def let_go(self, handle: int = 0) -> None:
+        """Note that a handle doesn't point there any more."""
+        self.handles.discard(handle)
+        if self._ended and not self.handles:
+            self.unmap()
 
     def unmap(self) -> None:
         """Give the address range back; nothing may look at it any more."""

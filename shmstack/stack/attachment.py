@@ -49,6 +49,7 @@ class Attachment:
     spin : how a wait spins
     """
 
+    open = True                                             # not closed or handed back yet
     home = 0                                                # bell of the poller's waiter that looks after it, if any
     exposed = False                                         # somebody may poll the descriptor in the kernel
     exposed_at = 0                                          # and had received so many bytes when he was given it
@@ -81,6 +82,7 @@ class Attachment:
         # are found by the last two: a thread that sees the new ones sees all of it.
         native, stack, handle = _native.call, self.stack, self.handle
         base = stack.segment.base
+        stack.segment.handles.add(handle)
         self.pair, self.tcb = stack.pair(self.index), stack.tcb(self.index, self.side)
         self.tx, self.rx = (stack.direction(self.index, side) for side in (self.side, 1 - self.side))
         self.generation = native.load(self.pair + _P.generation)

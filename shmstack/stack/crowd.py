@@ -45,10 +45,9 @@ class Crowd:
         ends = tuple(ends)
         self.address = native.allocate(16 * (len(ends) or 1))
         for end in ends:
-            handle = end.handle                               # 0 once it is closed
-            if handle:
-                native.fetch_add(handle + _USERS, 1)          # a close by another thread then doesn't free it
-                native.store(self.address + 16 * len(self.ends), handle)
+            if end.open:
+                native.fetch_add(end.handle + _USERS, 1)      # threads that move it see that somebody looks
+                native.store(self.address + 16 * len(self.ends), end.handle)
                 self.ends.append(end)
         self.count = len(self.ends)
 

@@ -6,12 +6,15 @@ that the kernel tells it to everybody who only knows the kernel.
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections import deque
 from typing import Any
 
 from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.shm.layout import DIRECTION, PAIR, TCB
+from shmstack.shm.segment import Segment
 from shmstack.stack import stack as stacks
 from shmstack.stack.attachment import endpoints
 from shmstack.stack.transfer import Transfer
@@ -22,7 +25,8 @@ SYN_SENT = State.SYN_SENT
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
 _HAND_BACK_SECONDS = 0.5
 
-_graveyard: list[int] = []                                  # handles that a thread may still sleep in
+_GRACE_NS = 100_000_000
+_graveyard: deque[tuple[int, int, Segment]] = deque()       # handles that a thread may still be inside of, since when
 
 
 class Endpoint(Transfer):
@@ -99,7 +103,7 @@ class Endpoint(Transfer):
         native.ring_bell(self.tx + _D.bell, FUTEX, RING)
         native.wake(self.rx + _D.bell)                        # threads of our own that wait on this handle
         native.wake(self.tx + _D.stalled)
-        self._bury()
+        self._done_with()
 
     def _done(self) -> None:
         # The second end that is done with the pair frees it.
@@ -107,19 +111,11 @@ class Endpoint(Transfer):
         before = native.fetch_or(self.pair + _P.closed, 1 << self.side)
         self.free_after = before | 1 << self.side == 3 or not self.joined
 
-    def _bury(self) -> None:
-        native = _native.call
+    def _done_with(self) -> None:
         if self.free_after:
             self.free_after = False
             self.stack.release_pair(self.index)
-        if self.handle:
-            _graveyard.append(self.handle)
-            self.handle = 0
-            if len(_graveyard) > 64:
-                for handle in _graveyard[:32]:
-                    if native.load(handle + _H.users) == 0:
-                        native.free(handle)
-                        _graveyard.remove(handle)
+        self.open = False
 
     def withdraw(self) -> bool:
         """Take the offer back if nobody has accepted it yet; return whether nobody can any more."""
@@ -154,7 +150,7 @@ class Endpoint(Transfer):
             native.store(self.handle + _H.dead, 1)
             self._done()
         native.ring_bell(self.tx + _D.bell, FUTEX, RING)
-        self._bury()
+        self._done_with()
         endpoints.discard(self)
 
     # ---- fork
@@ -172,10 +168,31 @@ class Endpoint(Transfer):
         _native.call.store(self.handle + _H.users, 0)
 
     def __del__(self) -> None:
-        # The collector may have taken the stack of the same heap of garbage first: then there is nothing to look at.
-        if getattr(self, "handle", 0) and self.pid == os.getpid() and self.stack.segment.base:
-            self.close()
-            self.closed()
+        if getattr(self, "handle", 0):
+            if self.open and self.pid == os.getpid():
+                self.close()
+                self.closed()
+            _bury(self.handle, self.stack.segment)
+
+
+def _bury(handle: int, where: Segment) -> None:
+    # A thread may be asleep in a call on the socket, which has let go of its endpoint, or have found it a moment ago.
+    now = time.monotonic_ns()
+    _graveyard.append((now, handle, where))
+    for _ in range(len(_graveyard)):
+        try:
+            since, old, segment = _graveyard.popleft()
+        except IndexError:
+            break
+        if now - since < _GRACE_NS and not _alone() or _native.call.load(old + _H.users):
+            _graveyard.append((since, old, segment))
+        else:
+            segment.let_go(old)
+            _native.call.free(old)
+
+
+def _alone() -> bool:
+    return len(sys._current_frames()) == 1
 
 
 def _remove(path: str) -> None:

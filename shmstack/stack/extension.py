@@ -60,7 +60,7 @@ def find(sock: Any) -> Endpoint | None:
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         end = next((one for one in list(attachment.endpoints)
-                    if one.handle and one.pid == os.getpid() and one.fd == fd), None)
+                    if one.open and one.pid == os.getpid() and one.fd == fd), None)
     if end is not None:
         end.follow()
     return end

@@ -190,6 +190,8 @@ def point(end: Endpoint, target: Stack, new: int, last: bool = False) -> None:
         bell = end.rx + _D.bell
         end.home, end.stack, end.index = 0, target, new
         end._point()
+        if old.stack is not target:
+            old.stack.segment.let_go(end.handle)
         if native.load(bell) not in (RING, FUTEX):
             native.cas(end.rx + _D.bell, RING, KERNEL)       # another thread said so just now
         if counted:
@@ -210,7 +212,7 @@ def tidy(grace_ns: int = _GRACE_NS) -> None:
     for item in list(_left):
         stack, index, side, last, whose, since = item
         end = whose()
-        if (end is None or not end.handle or native.load(end.handle + _H.users)) and now - since < grace_ns:
+        if (end is None or not end.open or native.load(end.handle + _H.users)) and now - since < grace_ns:
             continue
         _left.remove(item)
         if len(sys._current_frames()) > 1:

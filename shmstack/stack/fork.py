@@ -13,7 +13,7 @@ from shmstack.stack import attachment, names
 
 def _before_fork() -> None:
     for end in list(attachment.endpoints):
-        if end.handle:
+        if end.open:
             end.shared()
 
 

@@ -141,7 +141,7 @@ class Members:
             self._suspects.pop(fd, None)
             self._echoes.pop(fd, None)
             end.watchers = tuple(other for other in end.watchers if other is not self)
-            if relax and end.handle and not self._orphan:
+            if relax and end.open and not self._orphan:
                 end.relax()
 
     # ---- who looks after it
@@ -195,7 +195,7 @@ class Members:
         """The kernel reported input of a member: if it came there for want of a bell of ours, try to have it."""
         with self._turn:
             end = self._members.get(fd)
-            if end is None or end.sleepers or not end.handle:
+            if end is None or end.sleepers or not end.open:
                 return
             end.follow(must=False)
             if fd in self._others:
@@ -205,7 +205,7 @@ class Members:
 
     def resume(self, end: Endpoint) -> None:
         """Another thread is through with a sleep for which it had changed the bell."""
-        if end.home and end.handle and not end.sleepers:
+        if end.home and end.open and not end.sleepers:
             if _native.call.watch(end.handle, end.home) != KERNEL:
                 _native.call.barrier()
             fd = end.fd
@@ -221,7 +221,7 @@ class Members:
                     self.leave_to_kernel(fd, end)
 
     def _suspect(self, fd: int, end: Endpoint) -> None:
-        if end.handle and _native.call.ring_ready(end.handle):
+        if end.open and _native.call.ring_ready(end.handle):
             self._suspects[fd] = None
             self._wake()
 

@@ -114,7 +114,7 @@ def _move(end: Endpoint, target: Stack) -> None:
     end.origin = end.origin if short else origin
     target.count("moves")
     for other in list(endpoints):                             # the other end, duplicates: nobody else would wake them
-        if other.pair == pair and other.handle and other.pid == os.getpid():
+        if other.pair == pair and other.open and other.pid == os.getpid():
             other.follow()
     end.serve()
 

@@ -153,12 +153,9 @@ def after_fork_in_child(renew: bool) -> None:
 
 
 def drop_unnamed() -> None:
-    """Let the next sockets have a new unnamed stack; the present one lives as long as its connections."""
+    """Let the next sockets have a new unnamed stack; the present one lives as long as its connections and listeners."""
     for key in [key for key in _mine if not key[1]]:
-        _retired.append(_mine.pop(key))
-
-
-_retired: list[Stack] = []            # listeners' records still name these
+        del _mine[key]
 
 
 # ---- Onload's extension API ----------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class Poller(Members):
 
     def _still(self, fd: int) -> bool:
         end = self._members.get(fd)
-        if end is not None and end.handle and fd not in self._spent:
+        if end is not None and end.open and fd not in self._spent:
             ready = _native.call.ring_ready(end.handle)
             if ready == 1 or (ready and end.ready()):
                 return True
@@ -186,7 +186,7 @@ class Poller(Members):
 
     def _is_echo(self, fd: int) -> bool:
         tails, end, native = self._echoes.pop(fd), self._members.get(fd), _native.call
-        return end is not None and end.handle != 0 and not _has(fd, select.POLLRDHUP) \
+        return end is not None and end.open and not _has(fd, select.POLLRDHUP) \
             and tails == (native.load(end.rx + _TAIL), native.load(end.tx + _TAIL))
 
     # ---- waiting

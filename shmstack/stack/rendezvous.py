@@ -260,8 +260,7 @@ def _adopt(sock: Any, listener: Stack) -> Endpoint | None:
     _note_addresses(end, remote, local)
     if native.cas(pair + _P.state, OFFERED, ESTABLISHED) != OFFERED:
         listener.count("accept_withdrawn")
-        native.store(end.handle, -1)
-        end.handle = 0
+        end.open = False
         return None
     end.set_timeout(sock.gettimeout())                       # now the client may write to the ring
     directory.remove(found.path)

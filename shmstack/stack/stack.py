@@ -50,7 +50,9 @@ class Stack:
 
     def __init__(self, shared: Segment) -> None:
         native, base = _native.load(), shared.base
-        self.segment, self.name, self.pid = shared, shared.name, os.getpid()
+        self.segment, self.name = shared, shared.name
+        # A finalizer and no __del__: while that runs another thread could still find us in `_attached`.
+        weakref.finalize(self, shared.end).atexit = False
         self.capacity, self.pairs_max = native.load(base + _H.capacity), native.load(base + _H.pairs_max)
         self.pairs_max = max(0, min(self.pairs_max, 1 << 20))
         self._pairs_at, self._rings, size = geometry(self.pairs_max, self.capacity)
@@ -142,6 +144,11 @@ class Stack:
         return int.from_bytes(blake2b(self.name.encode(), digest_size=4).digest(), "little") >> 1
 
     @property
+    def pid(self) -> int:
+        """The process that uses it so."""
+        return self.segment.pid
+
+    @property
     def in_use(self) -> bool:
         """Whether this process holds a slot of it."""
         return self.pid == os.getpid() and self.segment.fd >= 0
@@ -149,21 +156,14 @@ class Stack:
     def after_fork(self) -> None:
         """In a new child: become a user of our own."""
         self.segment.after_fork()
-        self.pid = os.getpid()
         self._enter()
 
     def leave(self) -> None:
-        """Stop using the stack; the last user removes it.  Addresses stay valid until the object is collected."""
+        """Stop using the stack; the last user removes it.  Addresses stay valid while a handle points there."""
         if self.segment.fd >= 0:
             at = self.segment.base + PROCESSES + self.segment.slot * PROCESS.size
             _native.call.store(at + _S.pid, 0)
             self.segment.leave()
-
-    def __del__(self) -> None:
-        shared = getattr(self, "segment", None)
-        if shared is not None and self.pid == os.getpid():
-            self.leave()
-            shared.unmap()
 
     # ---- pairs
 

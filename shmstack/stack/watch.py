@@ -33,7 +33,7 @@ pollers: set[Any] = set()             # the open ones of this process
 def endpoint(fd: int) -> Endpoint | None:
     """Return the endpoint of this process whose lifeline has descriptor `fd`."""
     end = _by_fd.get(fd)
-    return end if end is not None and end.handle and end.owner() is not None else None
+    return end if end is not None and end.open and end.owner() is not None else None
 
 
 def some() -> bool:

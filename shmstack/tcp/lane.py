@@ -14,8 +14,10 @@ from shmstack.tcp.codes import EAGAIN, ECONNRESET, MSG_DONTWAIT, MSG_NOSIGNAL, M
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
-TCP_INFO, BYTES_ACKED, BYTES_RECEIVED = 11, 120, 128             # linux/tcp.h
+TCP_INFO, INFO_BYTES, BYTES_ACKED, BYTES_RECEIVED = 11, 136, 120, 128      # linux/tcp.h
 SIOCINQ, SIOCOUTQ = 0x541B, 0x5411
+TCP_TIME_WAIT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING = 6, 7, 8, 9, 11      # net/tcp_states.h
+COUNTS = 1000                        # tries to count while segments come and go
 
 send_now = extern("send", types.int64, types.int32, types.int64, types.int64, types.int32)
 recv_now = extern("recv", types.int64, types.int32, types.int64, types.int64, types.int32)
@@ -32,15 +34,24 @@ def failure():
 
 @kernel
 def counted(h, field, queue):
-    """Return a byte count of TCP_INFO, and what is in one of the socket's queues; -1, 0 if the kernel won't say."""
+    """Return a byte count of TCP_INFO, what is in one of the queues, and the state; -1, 0, 0 if the kernel won't say.
+
+    Both are of one moment: a segment or an ACK in between would be counted twice or not at all, so what the count was
+    before and after must be the same.
+    """
     info, extra = scratch(), scratch()
-    store(extra, 136)
-    if _getsockopt(load(h + _H.fd), 6, TCP_INFO, info, extra) < 0:
-        return -1, 0
-    store(extra, 0)
-    if _ioctl(load(h + _H.fd), queue, extra) < 0:
-        return -1, 0
-    return load(info + field), load(extra)
+    before = -1
+    for _ in range(COUNTS):
+        store(extra, INFO_BYTES)
+        if _getsockopt(load(h + _H.fd), 6, TCP_INFO, info, extra) < 0:
+            return -1, 0, 0
+        if load(info + field) == before:
+            return before, load(extra + 8), load(info) & 0xFF
+        before = load(info + field)
+        store(extra + 8, 0)
+        if _ioctl(load(h + _H.fd), queue, extra + 8) < 0:
+            return -1, 0, 0
+    return -1, 0, 0
 
 
 @kernel
@@ -54,7 +65,7 @@ def queued(h):
 @kernel
 def kernel_written(h):
     """Return how many bytes were ever written to the lifeline at this end, by anybody; -1: unknown."""
-    acknowledged, queued = counted(h, BYTES_ACKED, SIOCOUTQ)
+    acknowledged, queued, _ = counted(h, BYTES_ACKED, SIOCOUTQ)
     if acknowledged > 0 and load(h + _H.side) == 0:
         acknowledged -= 1                                        # the active opener's SYN is counted too
     return acknowledged + queued
@@ -63,7 +74,11 @@ def kernel_written(h):
 @kernel
 def kernel_taken(h):
     """Return how many bytes were ever read from the lifeline at this end, by anybody; -1: unknown."""
-    received, queued = counted(h, BYTES_RECEIVED, SIOCINQ)
+    received, queued, state = counted(h, BYTES_RECEIVED, SIOCINQ)
+    if state == TCP_CLOSE:
+        return -1
+    if state in (TCP_TIME_WAIT, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING):
+        received -= 1                                            # the peer's FIN is counted too, and queued nowhere
     return received - queued
 
 

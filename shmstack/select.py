@@ -99,11 +99,13 @@ class epoll:  # type: ignore[no-redef]
 
     def register(self, fd: Any, eventmask: int = _EPOLL_DEFAULT) -> None:
         fd = _number(fd)
+        self._poller.arming(fd)
         self._kernel.register(fd, eventmask)
         self._poller.added(fd, eventmask)
 
     def modify(self, fd: Any, eventmask: int) -> None:
         fd = _number(fd)
+        self._poller.arming(fd)
         self._kernel.modify(fd, eventmask)
         self._poller.added(fd, eventmask)
 

@@ -8,7 +8,8 @@ lifeline as well while the set sleeps.
 An endpoint has one bell, so one set can own it.  Where that can't be (no free waiter, the same connection in two sets
 or in two processes, an offer that is not accepted yet, `fileno()` of the set was asked for, or of the socket and nothing was
 received through us since: it may be read by `os.read`), the bell says KERNEL and the kernel set sees everything; such
-members are the *others*.  When the kernel next reports input of one, the set tries again to own it.
+members are the *others*, and so are one-shot entries, which only one thread may be told of.  When the kernel next
+reports input of one, the set tries again to own it.
 
 Registering may come before the connection is accelerated, and a descriptor may be closed and its number used again
 while it is registered: `taken` asks the kernel's set whether it still knows the number.
@@ -69,16 +70,19 @@ class Members:
         with self._turn:
             self.interests[fd] = mask
             self.one_shot |= bool(mask & select.EPOLLONESHOT)
-            self._spent.discard(fd)
             end = watch.endpoint(fd)
             if end is not None:
                 self._enter(fd, end, mask)
+
+    def arming(self, fd: int) -> None:
+        """Before the kernel's set gets another mask for `fd`: what it reports from then on is not stale."""
+        self._spent.discard(fd)
 
     def removed(self, fd: int) -> None:
         """Note that the kernel's set doesn't have `fd` any more."""
         with self._turn:
             self.interests.pop(fd, None)
-            self._spent.discard(fd)
+            self.arming(fd)
             self._leave(fd)
 
     def taken(self, fd: int, end: Endpoint) -> None:
@@ -116,7 +120,9 @@ class Members:
             for other in end.watchers:
                 other.leave_to_kernel(fd, end)
             end.watchers += (self,)
-        if not end.home and not self._own(fd, end):
+        if end.home and mask & select.EPOLLONESHOT:
+            self.leave_to_kernel(fd, end)
+        if not end.home and (mask & select.EPOLLONESHOT or not self._own(fd, end)):
             self._others.add(fd)
             end.relax()
             self.mode_changed(end)

@@ -44,7 +44,7 @@ _MAP = WAITER.size
 _ENTRY = 32                          # bytes of one waiter in its list
 HELD_SPINS = 200                     # looks before the GIL is given up
 POLLIN = 1
-IN, EPOLLONESHOT, EPOLLET = 0x041, 1 << 30, 1 << 31      # IN: EPOLLIN | EPOLLRDNORM
+IN, EPOLLET = 0x041, 1 << 31           # EPOLLIN | EPOLLRDNORM
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
@@ -165,15 +165,10 @@ def mark_again(waiters, out, found):
 
 
 @kernel
-def collect_simple(waiters, out, room):
-    """As `collect`, or give all back and return -1 if there are more than `room`, or one-shot entries among them."""
+def collect_all(waiters, out, room):
+    """As `collect`, or give all back and return -1 if there are more than `room`."""
     found = collect(waiters, out, room + 1, 0)
-    simple = found <= room
-    for i in range(found):
-        taken = load(out + 8 * i)
-        if load(load(waiters + 32 + _ENTRY * (taken >> 32)) + 16 * (taken & 0xFFFFFFFF) + 8) & EPOLLONESHOT:
-            simple = False
-    if not simple:
+    if found > room:
         mark_again(waiters, out, found)
         return -1
     return found
@@ -204,9 +199,9 @@ def await_ready(waiters, fd, limit_ns, ask_ns, polite, out, room):  # noqa: PLR0
     """Find events of members, and spin for them; the kernel set `fd` is asked as well.
 
     Returns how many were written to `out` (0: nothing came within `limit_ns`), or -1 with all marks as they were: the
-    kernel has something too, or the marks are not simple (see `collect_simple`).
+    kernel has something too, or there are more than `room`.
     """
-    found = collect_simple(waiters, out, room)
+    found = collect_all(waiters, out, room)
     if found < 0:
         return -1
     if kernel_ready(fd):
@@ -218,7 +213,7 @@ def await_ready(waiters, fd, limit_ns, ask_ns, polite, out, room):  # noqa: PLR0
     came = spin_marked(waiters, fd, limit_ns, ask_ns, polite)
     if came != 1:
         return -1 if came else 0
-    found = collect_simple(waiters, out, room)
+    found = collect_all(waiters, out, room)
     return sift(waiters, out, found) if found >= 0 else -1
 
 

@@ -31,12 +31,12 @@ def _name(config: pytest.Config) -> str:
 
 
 def _left(name: str) -> list[str]:
-    from shmstack.shm import segment
+    from shmstack.shm import objects
     from shmstack.stack import directory
-    segment.reap()
+    objects.reap()
     directory.reap()
-    return [entry for entry in os.listdir(segment.DIRECTORY)
-            if entry.startswith(segment.PREFIX) and entry.partition(".")[2].endswith(f".{name}")]
+    return [entry for entry in os.listdir(objects.DIRECTORY)
+            if entry.startswith(objects.PREFIX) and entry.partition(".")[2].endswith(f".{name}")]
 
 
 @pytest.fixture(scope="session")

@@ -53,16 +53,16 @@ def pytest_make_collect_report():
 
 def _dead(names: set[str]) -> list[str]:
     """Return those that stay after the dead's things were reaped, and that no living stack explains."""
-    from shmstack.shm import segment
+    from shmstack.shm import objects
     from shmstack.stack import directory
-    segment.reap()
+    objects.reap()
     directory.reap()
     dead = []
     for name in sorted(names & _entries()):
         place = SHARED / name
         try:
-            stack = os.readlink(place).split(":")[1] if place.is_symlink() else name.removeprefix(segment.PREFIX)
-            if not segment.living(stack):
+            stack = os.readlink(place).split(":")[1] if place.is_symlink() else name.removeprefix(objects.PREFIX)
+            if not objects.living(stack):
                 dead.append(name)
         except (OSError, IndexError):
             dead.append(name)

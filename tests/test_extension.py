@@ -13,7 +13,7 @@ from process import Process
 import shmstack
 import shmstack.socket as socket
 from shmstack import _native, errors, views
-from shmstack.shm import segment
+from shmstack.shm import objects
 from shmstack.stack import threads
 
 
@@ -132,7 +132,7 @@ def test_stack_left_by_one_stays_for_the_other(name):
         other.call("listen")
         opened.leave()
         assert [process.pid for process in views.stacks(name)[0].processes] == [other.pid]
-    segment.reap()
+    objects.reap()
     assert name not in [row.name for row in views.stacks()]
 
 

@@ -7,11 +7,12 @@ import secrets
 import threading
 
 import pytest
+from conformance.waiting import eventually
 from process import Process
 
 from shmstack import _native, errors
 from shmstack.options import Options
-from shmstack.shm import access, segment
+from shmstack.shm import access, objects
 from shmstack.shm.layout import DIGEST, HEADER, VERSION
 from shmstack.shm.segment import Segment
 from shmstack.stack.stack import Stack
@@ -25,14 +26,14 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start p
 def name():
     made = "t" + secrets.token_hex(5)
     yield made
-    left = [entry for entry in os.listdir(segment.DIRECTORY) if made in entry]
+    left = [entry for entry in os.listdir(objects.DIRECTORY) if made in entry]
     for entry in left:
-        os.unlink(f"{segment.DIRECTORY}/{entry}")
+        os.unlink(f"{objects.DIRECTORY}/{entry}")
     assert left == []
 
 
 def path(name):
-    return f"{segment.DIRECTORY}/{segment.PREFIX}0.{name}"
+    return f"{objects.DIRECTORY}/{objects.PREFIX}0.{name}"
 
 
 def exists(name):
@@ -81,8 +82,8 @@ def test_object_of_a_killed_user_is_reaped(name):
         assert not one.call("stack_others")
         assert one.call("stack_alive", 1) is False
         one.kill()
-    assert exists(name) and not segment.living(f"0.{name}")
-    segment.reap()
+    assert exists(name) and not objects.living(f"0.{name}")
+    objects.reap()
     assert not exists(name)
 
 
@@ -99,29 +100,29 @@ def test_name_of_the_killed_is_made_anew(name):
 def test_reap_leaves_what_is_in_use_or_being_made(name):
     with Process() as one:
         one.call("stack_open", name)
-        segment.reap()
+        objects.reap()
         assert exists(name)
-    half = access.shm_open(segment.PREFIX + "0." + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    segment.reap()
+    half = access.shm_open(objects.PREFIX + "0." + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    objects.reap()
     assert exists(name)
     os.ftruncate(half, 1 << 16)
     fcntl.flock(half, fcntl.LOCK_EX)
-    segment.reap()
+    objects.reap()
     assert exists(name)
     os.close(half)
-    segment.reap()
+    objects.reap()
     assert not exists(name)
 
 
 def test_empty_object_whose_maker_was_killed_is_reaped(name, monkeypatch):
-    os.close(access.shm_open(segment.PREFIX + "0." + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    monkeypatch.setattr(segment, "_TURN_SECONDS", -1)         # as if that were long ago
-    segment.reap()
+    os.close(access.shm_open(objects.PREFIX + "0." + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    monkeypatch.setattr(objects, "TURN_SECONDS", -1)         # as if that were long ago
+    objects.reap()
     assert not exists(name)
 
 
 def test_half_made_object_is_never_mapped(name):
-    fd = access.shm_open(segment.PREFIX + "0." + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    fd = access.shm_open(objects.PREFIX + "0." + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     os.ftruncate(fd, 1 << 16)
     with pytest.raises(errors.LayoutMismatch, match="ready=0"):
         Segment.attach(f"0.{name}")
@@ -196,6 +197,7 @@ def test_slot_of_a_killed_parent_is_free_though_its_child_lives(name):
         assert not watcher.call("stack_alive", 1)
         assert watcher.call("stack_alive", 2)
         os.kill(child, 9)
+        eventually(lambda: not watcher.call("stack_alive", 2), "the child ended")
 
 
 @needs_root

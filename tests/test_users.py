@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from process import Process
 
-from shmstack.shm import segment
+from shmstack.shm import objects
 from shmstack.stack import directory
 from shmstack.tcp import lifeline
 
@@ -128,7 +128,7 @@ def works_over_the_kernel(client, server, address=None):
 @pytest.mark.parametrize("kind", ["file", "empty", "fifo", "link"])
 def test_name_of_a_stack_that_is_taken_by_another_user_means_kernel_tcp(kind):
     name = "q" + secrets.token_hex(5)
-    path = f"{segment.DIRECTORY}/{segment.PREFIX}{network():x}.{name}"
+    path = f"{objects.DIRECTORY}/{objects.PREFIX}{network():x}.{name}"
     with squatter(path, kind, "/etc/hostname"), Process(ALICE, EF_NAME=name) as client, \
             Process(ALICE, EF_NAME=name) as server:
         ends = works_over_the_kernel(client, server)

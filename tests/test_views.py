@@ -16,7 +16,7 @@ import pytest
 import shmstack.socket as socket
 from shmstack import _native, errors, views
 from shmstack.options import Options
-from shmstack.shm import segment
+from shmstack.shm import objects
 from shmstack.shm.layout import COUNTERS, DIRECTION, HEADER, PAIR, PAIR_DIRECTION, PAIR_SIZE, PROCESS, PROCESSES
 from shmstack.stack.stack import Stack
 
@@ -78,7 +78,7 @@ def test_stack_row_says_owner_policy_and_processes(stack):
     assert row.name == f"v{os.getpid()}" and row.full == stack.name == f"4d.{row.name}"
     assert (row.owner_uid, row.client, row.server, row.share_with, row.netns) == (os.geteuid(), 2, 2, 0, 77)
     assert (row.endpoints_used, row.endpoints_max, row.capacity) == (0, 8192, stack.capacity)
-    assert 0 < row.backed < os.stat(segment.DIRECTORY + "/" + segment.PREFIX + stack.name).st_size
+    assert 0 < row.backed < os.stat(objects.DIRECTORY + "/" + objects.PREFIX + stack.name).st_size
     me, = row.processes
     assert me[:3] == (os.getpid(), Path("/proc/self/comm").read_text().strip()[:15], True)
     assert views.check(row) == []
@@ -87,7 +87,7 @@ def test_stack_row_says_owner_policy_and_processes(stack):
 
 
 def test_looking_gives_no_memory_to_holes(stack):
-    path = f"{segment.DIRECTORY}/{segment.PREFIX}{stack.name}"
+    path = f"{objects.DIRECTORY}/{objects.PREFIX}{stack.name}"
     before = os.stat(path)
     views.check(stack.name), views.connections(stack.name), views.counters(stack.name), views.stacks()
     after = os.stat(path)
@@ -135,20 +135,20 @@ def test_dead_process_leaves_a_stack_that_can_be_read():
                    "print(os.getpid(), flush=True); sys.stdin.read()")
     pid = int(child.stdout.readline())
     assert [(p.pid, p.alive) for p in views.stacks(name)[0].processes] == [(pid, True)]
-    with kept(f"{segment.DIRECTORY}/{segment.PREFIX}4e.{name}"):
+    with kept(f"{objects.DIRECTORY}/{objects.PREFIX}4e.{name}"):
         child.send_signal(signal.SIGKILL)
         child.communicate()
         row, = views.stacks(name)
         assert [(p.pid, p.alive) for p in row.processes] == [(pid, False)]
         assert row.endpoints_used == 2 and views.connections(name) == []
-    segment.reap()
+    objects.reap()
     assert name not in [row.name for row in views.stacks()]
 
 
 def test_stack_of_another_user_is_listed_with_its_owner(stack):
     if os.geteuid():
         pytest.skip("only root can play another user")
-    path = f"{segment.DIRECTORY}/{segment.PREFIX}{stack.name}"
+    path = f"{objects.DIRECTORY}/{objects.PREFIX}{stack.name}"
     code = f"import os, encodings.idna\nfrom shmstack import views\nos.setuid(65534); r, = views.stacks('{stack.name}')\n" \
            "print(r.owner_uid, r.problem, views.connections(r.name), views.counters(r.name))"
     assert os.stat(path).st_mode & 0o077 == 0
@@ -191,7 +191,7 @@ def test_any_bytes_are_looked_at_without_error(stack, seed):
 @pytest.mark.parametrize("size", [0, 1, 100, HEADER.size - 1, HEADER.size, PROCESSES + 5, 1 << 20])
 def test_file_that_is_cut_short_is_looked_at_without_error(stack, size):
     name = f"4e.cut{os.getpid()}"
-    path = Path(f"{segment.DIRECTORY}/{segment.PREFIX}{name}")
+    path = Path(f"{objects.DIRECTORY}/{objects.PREFIX}{name}")
     path.touch()
     with kept(path):
         path.write_bytes(_native.call.read(stack.segment.base, max(size, 1))[:size])
@@ -202,7 +202,7 @@ def test_file_that_is_cut_short_is_looked_at_without_error(stack, size):
 
 
 def test_what_is_no_file_is_not_followed(tmp_path):
-    path = Path(f"{segment.DIRECTORY}/{segment.PREFIX}4f.link{os.getpid()}")
+    path = Path(f"{objects.DIRECTORY}/{objects.PREFIX}4f.link{os.getpid()}")
     path.symlink_to(tmp_path / "nowhere")
     try:
         row, = views.stacks(f"link{os.getpid()}")
@@ -273,7 +273,7 @@ def test_fuser_names_and_kills_the_users_of_one_stack():
     subprocess.run([*fuser, "--kill"], check=True)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
-    segment.reap()
+    objects.reap()
 
 
 def test_tools_are_short():

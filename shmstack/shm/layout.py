@@ -181,6 +181,7 @@ PAIR = Struct("Pair", {
     "state":      ("0 free, 1 offered, 2 established, 3 moved away, 4 withdrawn", REBUILD),
     "generation": ("grows each time the slot is taken; an offer names it", REBUILD),
     "next":       ("free list: index + 1", ZERO),
+    "offer":      ("generation while it can be accepted or withdrawn, 0 accepted, -1 withdrawn", REBUILD),
     "closed":     ("bit per side: this end is done with the pair", COPY),
     "family":     ("AF_INET or AF_INET6", COPY),
     "ports":      ("client's port << 16 | server's port", COPY),

@@ -156,7 +156,7 @@ class Attachment:
     @property
     def joined(self) -> bool:
         """Whether the other end has accepted the offer."""
-        return bool(_native.call.load(self.pair + _P.state) in (stacks.ESTABLISHED, stacks.MOVED))
+        return bool(_native.call.load(self.pair + _P.offer) == 0)
 
     @property
     def state(self) -> int:

@@ -19,7 +19,7 @@ import os
 import re
 from typing import NamedTuple
 
-from shmstack.shm.segment import DIRECTORY, FORWARD, living, owed
+from shmstack.shm.objects import DIRECTORY, FORWARD, living, owed
 
 _VERSION = "1"
 _SAME_PORT = 64                       # SO_REUSEPORT listeners that can be told apart

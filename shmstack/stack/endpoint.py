@@ -122,7 +122,8 @@ class Endpoint(Transfer):
         if self.offer is not None:
             _remove(self.offer)
             self.offer = None
-            _native.call.cas(self.pair + _P.state, stacks.OFFERED, stacks.WITHDRAWN)
+            if _native.call.cas(self.pair + _P.offer, self.generation, -1) == self.generation:
+                _native.call.store(self.pair + _P.state, stacks.WITHDRAWN)
         return not self.joined
 
     def hand_back(self) -> None:

@@ -224,6 +224,7 @@ def _copy(source: Stack, index: int, target: Stack, new: int) -> None:
                                     f"{parts[-1][1] - parts[0][0]}", "read first, or move to a stack with larger rings")
         for start, end in parts:
             _copy_bytes(source, target, (index, new, side), start, end)
+    native.store(target.pair(new) + _P.offer, 0)
     native.store(target.pair(new) + _P.state, stacks.ESTABLISHED)
 
 

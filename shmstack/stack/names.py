@@ -13,7 +13,7 @@ import threading
 from typing import Any, NamedTuple
 
 from shmstack.options import Options
-from shmstack.shm import segment
+from shmstack.shm import objects
 from shmstack.stack import directory
 from shmstack.stack import stack as stacks
 from shmstack.stack.stack import Stack
@@ -107,7 +107,7 @@ def existing(sock: Any) -> Stack | None:
 def tidy() -> None:
     """Remove what dead processes left in the directory."""
     try:
-        segment.reap()
+        objects.reap()
         directory.reap()
     except OSError:
         pass                          # no /dev/shm: the stack itself will say so
@@ -135,8 +135,7 @@ def leave(name: str) -> None:
 
 def leave_all() -> None:
     """Leave every stack; the process is about to end."""
-    for stack in stacks.attached():
-        stack.leave()
+    stacks.leave_all()
     _mine.clear()
     tidy()
 

@@ -250,7 +250,8 @@ def _adopt(sock: Any, listener: Stack) -> Endpoint | None:
     pair = stack.pair(found.pair)
     right = native.load(pair + _P.generation) == found.generation and \
         native.load(stack.tcb(found.pair, 0) + _T.cookie) == client.cookie
-    if not right or native.load(pair + _P.state) != OFFERED:
+    # The generation also tells this offer from the next one in the same pair, should the client withdraw it just now.
+    if not right or native.cas(pair + _P.offer, found.generation, 0) != found.generation:
         listener.count("accept_withdrawn")
         return None
     end = Endpoint(stack, found.pair, 1, sock._descriptor(), sock.gettimeout(), spin("tcp_recv"))
@@ -258,10 +259,7 @@ def _adopt(sock: Any, listener: Stack) -> Endpoint | None:
                          (_T.iss, int.from_bytes(os.urandom(4), "little")), (_T.state, State.ESTABLISHED)):
         native.store(end.tcb + field, value)
     _note_addresses(end, remote, local)
-    if native.cas(pair + _P.state, OFFERED, ESTABLISHED) != OFFERED:
-        listener.count("accept_withdrawn")
-        end.open = False
-        return None
+    native.store(pair + _P.state, ESTABLISHED)
     end.set_timeout(sock.gettimeout())                       # now the client may write to the ring
     directory.remove(found.path)
     stack.count("accept_accelerated")

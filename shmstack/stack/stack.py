@@ -5,6 +5,7 @@ memory; from then on only numbers of slots are read from the segment, and each i
 """
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import threading
@@ -15,7 +16,7 @@ from typing import Any, Iterator
 
 from shmstack import _native, errors
 from shmstack.options import Options
-from shmstack.shm import segment
+from shmstack.shm import objects
 from shmstack.shm.layout import (
     COUNTERS, DIRECTION, HEADER, HOLDER_SLOTS, HOLDER_USES, PAGE, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, PROCESS,
     PROCESSES, PROCESSES_MAX, TCB, WAITERS, geometry, waiter_size)
@@ -97,9 +98,9 @@ class Stack:
                 except FileExistsError:
                     pass
                 try:
-                    if not segment.living(full):
+                    if not objects.living(full):
                         time.sleep(0.002)                     # its maker may be about to take its slot
-                        segment.reap()
+                        objects.reap()
                     return cls(Segment.attach(full, owners))
                 except errors.StackNotFound:
                     continue
@@ -237,6 +238,7 @@ class Stack:
         for side in range(2):
             native.store(self.direction(index, side) + _D.backed, backed[side])
         native.store(pair + _P.created_ns, time.time_ns())
+        native.store(pair + _P.offer, generation)
         native.store(pair + _P.generation, generation)
 
     def release_pair(self, index: int) -> None:
@@ -287,3 +289,10 @@ def _signed(number: int) -> int:
 def attached() -> list[Any]:
     """Return the stacks that this process uses."""
     return [stack for stack in list(_attached.values()) if stack.pid == os.getpid()]
+
+
+@atexit.register
+def leave_all() -> None:
+    """Leave every stack; the process is about to end."""
+    for stack in attached():
+        stack.leave()

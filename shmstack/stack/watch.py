@@ -74,6 +74,7 @@ class Waiter:
         self.stack, self.address, self.bell = stack, address, WAITER_BELL + number
         self.fds: dict[int, int] = {}
         self.members = _native.call.allocate(_MEMBER * 2 * stack.pairs_max)       # pages come as they are written to
+        stack.segment.handles.add(self.members)
 
     def put(self, number: int, handle: int, mask: int) -> None:
         """Note what kernels need of a member; handle 0: it is none any more."""
@@ -82,6 +83,7 @@ class Waiter:
         _native.call.store(self.members + _MEMBER * number, handle)
 
     def __del__(self) -> None:
+        self.stack.segment.let_go(self.members)
         _native.call.free(self.members)
 
     @classmethod

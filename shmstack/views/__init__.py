@@ -15,7 +15,7 @@ import re
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import NamedTuple
 
-from shmstack.shm import segment
+from shmstack.shm import objects
 from shmstack.shm.layout import COUNTERS
 from shmstack.tcp.state import State
 from shmstack.views.check import check
@@ -149,15 +149,15 @@ _LISTENER = re.compile(r"shmstack\.l\.([0-9a-f]+)\.(\d+)-((?:[0-9a-f]{8}){1,4})\
 def listeners() -> list[Listener]:
     """Return the records of listening sockets (see stack.directory); a record may be a lie, its `uid` is not."""
     rows = []
-    for entry in sorted(os.listdir(segment.DIRECTORY)):
+    for entry in sorted(os.listdir(objects.DIRECTORY)):
         match = _LISTENER.fullmatch(entry)
         try:
-            path = f"{segment.DIRECTORY}/{entry}"
+            path = f"{objects.DIRECTORY}/{entry}"
             words, owner = (os.readlink(path).split(":"), os.lstat(path).st_uid) if match else ([], 0)
             if match and len(words) == 4:
                 netns, family, address, port = match.groups()
                 rows.append(Listener(shown(text(words[1].encode())), (_host(int(family), bytes.fromhex(address)), int(port)),
-                                     int(words[2]), owner, int(netns, 16), segment.living(words[1])))
+                                     int(words[2]), owner, int(netns, 16), objects.living(words[1])))
         except (OSError, ValueError):
             continue                                          # gone, or not a record
     return rows

@@ -15,7 +15,7 @@ from struct import iter_unpack, unpack_from
 from typing import Any, Iterator, NamedTuple
 
 from shmstack import errors
-from shmstack.shm import segment
+from shmstack.shm import objects
 from shmstack.shm.layout import (
     DIGEST, DIRECTION, HEADER, HOLDER_SLOTS, HOLDER_USES, MAGIC, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, PROCESS,
     PROCESSES, PROCESSES_MAX, TCB, VERSION, WAITER, WAITERS, WAITERS_MAX, Struct, geometry, waiter_size)
@@ -53,7 +53,7 @@ class Image:
     def __init__(self, full: str) -> None:
         self.full, self.problem, self.fd = full, "", -1
         self.header: Fields = {}
-        path = f"{segment.DIRECTORY}/{segment.PREFIX}{full}"
+        path = f"{objects.DIRECTORY}/{objects.PREFIX}{full}"
         self.status = os.lstat(path)
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -111,7 +111,7 @@ class Image:
             entry = fields(PROCESS, raw, slot * PROCESS.size)
             if entry["pid"] > 0:
                 holder = entry["uses"] % HOLDER_USES * HOLDER_SLOTS + slot + 1
-                found.append(Process(entry["pid"], entry["name"], segment.held(self.fd, slot), entry["uid"], slot,
+                found.append(Process(entry["pid"], entry["name"], objects.held(self.fd, slot), entry["uid"], slot,
                                      entry["start_ns"], holder))
         return found
 
@@ -163,7 +163,7 @@ def shown(full: str) -> str:
 def images(name: str | None = None) -> Iterator[Image]:
     """Yield the stacks of this host, or those called `name` (shown or full); StackNotFound if there are none."""
     found = False
-    for full in segment.names():
+    for full in objects.names():
         if name in (None, full, shown(full)):
             try:
                 image = Image(full)

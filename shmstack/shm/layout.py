@@ -170,7 +170,7 @@ DIRECTION = Struct("Direction", {
     "bound1":     ("", COPY), "bound2": ("", COPY), "bound3": ("", COPY),
     "_tx":        None,
     "tx_lock":    ("who sends: 0, owner (see ring.lock) or MOVED_LOCK", ZERO),
-    "head_cache": ("the senders' last sight of head", REBUILD),
+    "head_cache": ("before this position the ring is free, as the senders know", REBUILD),
     "_rx":        None,
     "rx_lock":    ("who receives", ZERO),
 }, size=6 * LINES)

@@ -27,7 +27,7 @@ from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import barrier, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
-    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, room, set_bound)
+    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, room, set_bound, start_ring)
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
     EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, NO_MEMORY, OVERFLOW,
@@ -103,6 +103,10 @@ def choose_lane(h, tx, size):
             return 0
         return 1
     if not in_ring and not kernel_wanted and outstanding(tx) <= 1:
+        if outstanding(tx) == 0:
+            end_run(h, tx)
+            start_ring(tx)
+            return 1
         capacity = load(h + _H.capacity)
         free = room(tx, tail, capacity)
         if free >= size or free >= capacity // 2:

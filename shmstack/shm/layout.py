@@ -201,7 +201,7 @@ WAITER = Struct("Waiter", {
     "owner":      "the process that has it, as a lock holder; 0: free",
     "uses":       "grows with each new owner",
     "_asleep":    None,
-    "asleep":     "1: the poller is in the kernel, or about to be",
+    "asleep":     "1: the poller is in the kernel, or about to be; 2: and each message must be an event there",
     "_summary":   None,
     "summary":    "1: some bit of the map is set",
 }, size=4 * LINES)                                       # followed by one bit an endpoint

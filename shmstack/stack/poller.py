@@ -70,8 +70,6 @@ class Poller(Members):
             return self._look(most)
         limit = self._spin.limit() if self._waiters and not self._sleepers else 0
         if limit:
-            if self._dozes:
-                self._rouse()
             events = self._spin_for(limit, end, most)
             if events:
                 return events
@@ -233,16 +231,10 @@ class Poller(Members):
         finally:
             with self._turn:
                 self._sleepers -= 1
-                if not self._sleepers and self._spin.pays():
+                if not self._sleepers:
                     self._doze(False)
 
-    def _rouse(self) -> None:
-        with self._turn:
-            if not self._sleepers:
-                self._doze(False)
-
     def _doze(self, asleep: bool) -> None:
-        # While spinning doesn't pay, senders may as well go on sending where they wake us.
         self._dozes = asleep
         if self._waiters:
-            _native.call.set_asleep(self._list.address, asleep)
+            self._say()

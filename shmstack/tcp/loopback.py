@@ -23,97 +23,24 @@ kernel socket is asked, because close and shutdown are done on it too.
 from __future__ import annotations
 
 from shmstack._jit import fetch_or, kernel, load, load_acquire, store_release
-from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
+from shmstack.ring.bell import FUTEX, RING, WAITER
 from shmstack.ring.doorbell import barrier, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
-    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, room, set_bound, start_ring)
+    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable)
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
-    EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, NO_MEMORY, OVERFLOW,
+    EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, NO_MEMORY, OVERFLOW,
     PIECE)
+from shmstack.tcp.course import RING_LANE, WAKE, WAKE_BYTES, WAKE_WHOLE, choose_lane, spill, waiter_of
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
-    begin_run, end_run, failure, kernel_written, recv_kernel, recv_now, send_kernel, send_now)
+    begin_run, failure, recv_kernel, recv_now, send_kernel)
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 _MAP = WAITER_STRUCT.size
 
 # ---- sending -------------------------------------------------------------------------------------------------
-
-@kernel
-def spill(h, tx):
-    """Move unread bytes from the ring to the kernel lane, for a receiver that looks only there.
-
-    The caller holds `tx_lock`.  Only a receiver that has gone through all bounds and isn't reading at this moment
-    can be served; one that hasn't will read the lifeline and then the ring by itself.  Returns bytes moved.
-    """
-    if not take(tx + _D.rx_lock, load(h + _H.me)):
-        return 0
-    head, tail = load_acquire(tx + _D.head), load(tx + _D.tail)
-    capacity, ring = load(h + _H.capacity), load(h + _H.tx_ring)
-    pass_bounds(tx, head)
-    position = head
-    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and 0 <= head < tail and tail - head <= capacity:
-        base = kernel_written(h)
-        while position < tail:
-            index = position & (capacity - 1)
-            size = min(tail - position, capacity - index)
-            sent = send_now(load(h + _H.fd), ring + index, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if sent <= 0:
-                break
-            position += sent
-        if position > head:
-            store_release(tx + _D.run_start, head)
-            store_release(tx + _D.run_base, base)
-            set_bound(tx, head)
-            if position < tail:
-                set_bound(tx, position)
-    unlock(tx + _D.rx_lock)
-    return position - head
-
-
-@kernel
-def waiter_of(h, bell):
-    """Return the address of the waiter that a bell names."""
-    return load(h + _H.waiters) + ((bell - WAITER) & 63) * load(h + _H.waiter_size)
-
-
-@kernel
-def looks_in_kernel(h, tx):
-    """Return 1 if the receiver now looks at the lifeline only."""
-    bell = load_acquire(tx + _D.bell)
-    if bell >= WAITER:
-        return load_acquire(waiter_of(h, bell) + _W.asleep)
-    return 1 if bell == KERNEL else 0
-
-
-@kernel
-def choose_lane(h, tx, size):
-    """Return the lane for the next `size` bytes, 0 kernel or 1 ring, after setting a bound if it changes."""
-    tail = load(tx + _D.tail)
-    in_ring = load(tx + _D.nb) & 1
-    kernel_wanted = looks_in_kernel(h, tx) or load(tx + _D.kernel) != 0
-    if in_ring and kernel_wanted:
-        spill(h, tx)
-        if load(tx + _D.nb) & 1 == 0:
-            return 0
-        if outstanding(tx) == 0 and load_acquire(tx + _D.head) == tail:
-            begin_run(h, tx, tail)
-            return 0
-        return 1
-    if not in_ring and not kernel_wanted and outstanding(tx) <= 1:
-        if outstanding(tx) == 0:
-            end_run(h, tx)
-            start_ring(tx)
-            return 1
-        capacity = load(h + _H.capacity)
-        free = room(tx, tail, capacity)
-        if free >= size or free >= capacity // 2:
-            end_run(h, tx)
-            return 1
-    return load(tx + _D.nb) & 1
-
 
 @kernel
 def send_ring(h, tx, source, size):
@@ -189,12 +116,14 @@ def send_some(h, source, size, flags):
         return -EPIPE                                            # another process that has this end shut it down
     if not take(tx + _D.tx_lock, load(h + _H.me)):
         return -LOCKED
-    if choose_lane(h, tx, size):
+    lane = choose_lane(h, tx, size)
+    if lane == RING_LANE:
         sent = send_ring(h, tx, source, size)
         if sent == -FULL and flags & OVERFLOW:
             sent = overflow(h, tx, source, size, flags)
     else:
-        sent = send_kernel(h, tx, source, size, flags)
+        part = WAKE_BYTES if lane == WAKE and size > WAKE_WHOLE else size
+        sent = send_kernel(h, tx, source, part, flags)
     unlock(tx + _D.tx_lock)
     if sent > 0:
         announce(h, tx)

@@ -192,7 +192,7 @@ def quick_send(h, buffer):
     sent = -1
     if size > 0 and size < 1 << 31:
         if size <= PIECE:
-            sent = loopback.send_some(h, load(view), size, 0)
+            sent = loopback.send_pieces(h, load(view), size, 0)
         else:
             sent = wait.send_all(h, load(view), size)
     _release_buffer(view)

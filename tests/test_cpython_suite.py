@@ -36,7 +36,7 @@ PIECES = {
     "test.test_imaplib": 1, "test.test_logging": 1, "test.test_wsgiref": 1, "test.test_ssl": 2,
     "mp_fork": 1, "mp_spawn": 2, "mp_forkserver": 2,
 }
-MULTIPROCESSING = ("Connection", "Listener", "Manager", "Wait", "Pickling", "OtherTest", "Challenge")     # parts of classes' names
+MULTIPROCESSING = ("Connection", "Listener", "Manager", "Wait", "Pickling", "OtherTest", "Challenge")     # in class names
 FACE = "the class of sockets"       # what the runner notes of itself
 CASES = [(module, piece, count) for module, count in PIECES.items() for piece in range(count)]
 

@@ -1,4 +1,4 @@
-"""Whole programs of the standard library, unchanged, under the launcher: every byte right, and every connection accelerated."""
+"""Whole programs of the standard library, unchanged, under the launcher: every byte right, every connection accelerated."""
 from __future__ import annotations
 
 import hashlib

@@ -125,7 +125,7 @@ def _static(word: int, value: int) -> None:
 FUNCTIONS = (
     "register_barrier barrier wake ring_bell now_ns take unlock break_lock pass_bounds outstanding lane_end set_bound "
     "announce spill send_some recv_some recv_end wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
-    "swap fetch_add fetch_or allocate free touch map unmap back read write send_buffer recv_buffer "
+    "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look").split()
 
 

@@ -23,7 +23,7 @@ SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or
           "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken", "queued"}
 # Kernels that ask the operating system; a Memory answers in their place, as it does for C functions.
 OUTSIDE = {"sleep", "wake", "barrier", "spin_budget", "failure", "now_ns", "pause", "poll_lifeline", "kernel_written",
-           "kernel_taken", "queued", "acknowledge"}
+           "kernel_taken", "queued", "acknowledge", "keep_short"}
 MASK = (1 << 64) - 1
 
 
@@ -197,7 +197,7 @@ class Memory:
     def _barrier(self, *_):
         return 0
 
-    _pause = _wake = _acknowledge = _sched_yield = _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
+    _pause = _wake = _acknowledge = _keep_short = _sched_yield = _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
 
 
 class Sleeps(Exception):

@@ -145,6 +145,8 @@ class Endpoint(Transfer):
         end = time.monotonic() + _HAND_BACK_SECONDS
         while self.unread() and time.monotonic() < end and not self.ask_spill():
             time.sleep(0.0005)
+        if native.load(self.handle + _H.lowat):
+            native.set_lowat(self.handle, 0)
         self.stack.count("handed_back")
         with self.still():
             native.fetch_add(self.tcb + _T.holders, -1)

@@ -30,6 +30,7 @@ from shmstack.stack.crowd import SLICE, Crowd
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.members import IN, Members
 from shmstack.stack.spin import Spin
+from shmstack.tcp.codes import FOLLOW, LATER, READY
 
 _TURN_NS = 1_000_000                  # longest spin without a look at signals
 _TAKEN = 32 * 8                       # bytes of a full answer of `collect`
@@ -108,8 +109,10 @@ class Poller(Members):
         end = self._members.get(fd)
         if end is not None and end.open and fd not in self._spent:
             ready = _native.call.ring_ready(end.handle)
-            if ready == 1 or (ready and end.ready()):
+            if ready == READY or (ready == FOLLOW and end.ready()):
                 return True
+            if ready == LATER:
+                return False
         self._suspects.pop(fd, None)
         return False
 

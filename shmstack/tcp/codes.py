@@ -11,3 +11,5 @@ MSG_PEEK, MSG_DONTWAIT, MSG_NOSIGNAL = 0x2, 0x40, 0x4000
 OVERFLOW = 1 << 32                   # flag of `send_some`: don't wait for room, go on in the kernel lane
 
 PIECE = 1 << 16                      # bytes that are copied before the other side is told: so both sides copy at once
+
+READY, FOLLOW, LATER = 1, 2, 3            # see ready.ring_ready

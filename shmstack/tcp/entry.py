@@ -59,7 +59,7 @@ for _kernel in (
         doorbell.register_barrier, doorbell.barrier, doorbell.wake, doorbell.ring_bell, doorbell.now_ns,
         lock.take, lock.unlock, lock.break_lock,
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
-        loopback.announce, course.spill, loopback.send_some, loopback.recv_some, loopback.recv_end,
+        loopback.announce, course.spill, lane.set_lowat, loopback.send_some, loopback.recv_some, loopback.recv_end,
         wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
         ready.ring_ready, ready.set_asleep, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look):

@@ -40,4 +40,5 @@ HANDLE = Struct("Handle", {
     "adapts":     "1: a spin yields the core, and grows and shrinks with its success",
     "spin_now":   "ns: how long a wait of an adaptive handle spins at present",
     "held_spin":  "spins before the GIL is given up",
+    "lowat":      "1: the lifeline was told to be writable only when it has little to send",
 })

@@ -15,7 +15,8 @@ from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
 TCP_INFO, INFO_BYTES, BYTES_ACKED, BYTES_RECEIVED = 11, 136, 120, 128      # linux/tcp.h
-TCP_QUICKACK = 12
+TCP_QUICKACK, TCP_NOTSENT_LOWAT = 12, 25
+LOWAT_BYTES = 1 << 15                # what may wait to be sent in the kernel lane beside a full ring
 SIOCINQ, SIOCOUTQ = 0x541B, 0x5411
 TCP_TIME_WAIT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING = 6, 7, 8, 9, 11      # net/tcp_states.h
 COUNTS = 1000                        # tries to count while segments come and go
@@ -116,6 +117,26 @@ def acknowledge(h):
     yes = scratch()
     store(yes, 1)
     return _setsockopt(load(h + _H.fd), 6, TCP_QUICKACK, yes, 4)
+
+
+@kernel
+def keep_short(h):
+    """Have the kernel lane take little more than its receiver's window: what follows can go by the ring again.
+
+    Else it takes megabytes at once, and a sender that must not wait is never told that the ring has room.
+    """
+    if load(h + _H.lowat):
+        return 0
+    store(h + _H.lowat, 1)
+    return set_lowat(h, LOWAT_BYTES)
+
+
+@kernel
+def set_lowat(h, count):
+    """Set TCP_NOTSENT_LOWAT of the lifeline; 0: as without us."""
+    option = scratch()
+    store(option, count)
+    return _setsockopt(load(h + _H.fd), 6, TCP_NOTSENT_LOWAT, option, 4)
 
 
 @kernel

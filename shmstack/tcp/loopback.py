@@ -35,7 +35,7 @@ from shmstack.tcp.codes import (
 from shmstack.tcp.course import RING_LANE, WAKE, WAKE_BYTES, WAKE_WHOLE, choose_lane, spill, waiter_of
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
-    begin_run, failure, recv_kernel, recv_now, send_kernel)
+    begin_run, failure, keep_short, recv_kernel, recv_now, send_kernel)
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 _MAP = WAITER_STRUCT.size
@@ -64,6 +64,7 @@ def overflow(h, tx, source, size, flags):
     if outstanding(tx) != 0:
         return -EAGAIN
     begin_run(h, tx, load(tx + _D.tail))
+    keep_short(h)
     return send_kernel(h, tx, source, size, flags)
 
 

@@ -74,7 +74,7 @@ def fall_back(index, self, args, n, names):
 @kernel
 def quick_wait(h):
     """Wait for input, with a time-out for no longer than a spin (the slow way keeps the time); return 1 if it came."""
-    timeout = load(h + _H.timeout_ns)
+    timeout = load(h + _H.receive_ns)
     if timeout == 0:
         return 0
     return wait.wait_arrived(h, SLICE_NS if timeout < 0 else wait.spin_budget(h, wait.RECV))

@@ -14,7 +14,6 @@ GAPS = {
     "test_close_by_another_thread_does_not_harm_a_waiting_reader": "a reader whose socket is closed gets EBADF",
     "test_fionread": "the ioctl sees the lifeline only",
     "test_multiprocessing_moves_a_socket": "a pickled socket needs the reducer that the launcher installs",
-    "under_the_launcher_that_passes_without_it[test_select": "select with odd arguments",
 }
 
 

@@ -6,7 +6,6 @@ sockets.  Whoever closes a gap takes its line out.
 from __future__ import annotations
 
 GAPS = {
-    "test_os_read_and_write_on_the_descriptor_carry_the_stream_on": "a write past us while the ring is unread comes early",
     "test_edge_triggered_reports": "edge-triggered sets report an arrival twice when it changes lane",
     "test_maxevents_limits_one_answer_and_none_is_forgotten": "more ready sockets than maxevents are not rotated",
     "test_close_with_unread_data": "the reset of a close with unread bytes reaches a reader as the end of the stream",

@@ -231,6 +231,8 @@ class Attachment:
         self.lent = self.exposed = True
         self.exposed_at = _native.call.load(self.rx + _D.head)
         self.rest(KERNEL)
+        if self.joined:
+            _native.call.lend(self.handle)                    # he may write there too
 
     def read_by_us(self) -> bool:
         """Return whether the program receives through us, or did since its last `fileno()`."""

@@ -70,9 +70,7 @@ class Transfer(Attachment):
             elif got == -NO_MEMORY:
                 self._extend()
             elif got not in (-FULL, -_EAGAIN, -errno.EINTR):
-                if sent and not whole:
-                    return sent                               # the next call says what is wrong, as Linux does
-                raise self.sending_error(-got, flags)
+                raise self.sending_error(-got, flags)         # also after a part: the kernel says it only once
             elif got == -FULL and not wait.may_wait():
                 extra = OVERFLOW                              # the descriptor doesn't wait, although the socket would
             else:

@@ -26,16 +26,17 @@ _PIECE = 1 << 18                      # bytes of a file that are in memory at a 
 class Calls(_base):  # type: ignore[misc]
     """The standard class, with sends and receives that know the ring."""
 
-    __slots__ = ("_handle", "_endpoint")
+    __slots__ = ("_handle", "_endpoint", "_parting")
     __qualname__ = "socket"           # what the C methods call themselves in messages
     _endpoint: Endpoint | None
+    _parting: Endpoint | None         # what calls go on with that had begun when another thread closed the socket
     _to_kernel: Callable[[], Any]     # leave the connection to kernel TCP for good; return self
 
     # ---- sending
 
     def _send(self, *args: Any) -> int:
         """Take (data[, flags]), or (data, 0, count) from the fast path, which has sent so many bytes."""
-        end = self._endpoint
+        end = self._endpoint or self._parting
         if end is None:
             return _base.send(self, *args[:2])
         data, flags = source("send", args[:2])
@@ -44,7 +45,7 @@ class Calls(_base):  # type: ignore[misc]
         return end.send(data, flags, *args[2:])
 
     def _sendall(self, *args: Any) -> None:
-        end = self._endpoint
+        end = self._endpoint or self._parting
         if end is None:
             return _base.sendall(self, *args[:2])
         data, flags = source("sendall", args[:2])
@@ -95,7 +96,7 @@ class Calls(_base):  # type: ignore[misc]
     # ---- receiving
 
     def _receive(self, size: int, flags: int) -> bytes:
-        end = self._endpoint
+        end = self._endpoint or self._parting
         if end is None or flags & _APART:
             return _base.recv(self, size, flags)
         return end.recv(size, flags)
@@ -108,7 +109,7 @@ class Calls(_base):  # type: ignore[misc]
         return self._receive_into(*target("recv_into", args, named))
 
     def _receive_into(self, buffer: Any, size: int, flags: int) -> int:
-        end = self._endpoint
+        end = self._endpoint or self._parting
         if end is None or flags & _APART:
             return _base.recv_into(self, buffer, size, flags)
         with memoryview(buffer) as view:                      # nobody changes its size meanwhile

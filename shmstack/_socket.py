@@ -20,7 +20,7 @@ from typing import Any
 import _socket
 
 from shmstack._modes import Modes
-from shmstack.stack import directory, fork, names, rendezvous, watch
+from shmstack.stack import directory, fork, names, parting, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
@@ -49,7 +49,7 @@ class socket(Modes, metaclass=_Kind):
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: Any = None) -> None:
         _base.__init__(self, family, type, proto, fileno)
-        self._endpoint: Endpoint | None = None
+        self._endpoint = self._parting = None
         self._records: tuple[int, list[str]] | None = None   # who published them, their paths
         self._listens: Stack | None = None
         if _unknown and "multiprocessing.reduction" in sys.modules:
@@ -258,6 +258,11 @@ class socket(Modes, metaclass=_Kind):
             self._unlist()
         end = self._drop()
         if end is None:
+            _ss.close(self)
+            return
+        if parting.busy(end):
+            self._parting = end
+            parting.later(end)
             _ss.close(self)
             return
         end.close(self._reset_on_close)

@@ -66,7 +66,7 @@ class Attachment:
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
         self.offer: str | None = None
         self.owner: Callable[[], Any] = _nobody               # the socket object, or None
-        self.cookie = 0
+        self.cookie, self.inside = 0, set[int]()              # threads in slow calls
         self.shut = self.free_after = self.counted = False
         self.handle = handle = native.allocate(HANDLE.size)
         self._point()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import signal
 import socket
-from typing import Any
+from threading import get_ident
+from typing import Any, Callable
 
 from shmstack import _native
 from shmstack.ring.bell import KERNEL
@@ -48,7 +49,15 @@ class Transfer(Attachment):
         with memoryview(data) as view:                        # released even if a traceback stays
             if self.shut:
                 raise self.sending_error(errno.EPIPE, flags)
-            return self._send(view, flags, sent, whole) if view.nbytes else sent
+            return self._within(self._send, view, flags, sent, whole) if view.nbytes else sent
+
+    def _within(self, call: Callable[..., int], *args: Any) -> int:
+        me = get_ident()
+        self.inside.add(me)
+        try:
+            return call(*args)
+        finally:
+            self.inside.discard(me)
 
     def _send(self, view: memoryview, flags: int, sent: int, whole: bool) -> int:
         native, handle, size, wait = _native.call, self.handle, view.nbytes, Patience(self, flags, SEND)
@@ -160,6 +169,9 @@ class Transfer(Attachment):
 
     def recv_into(self, buffer: Any, size: int, flags: int = 0) -> int:
         """Receive up to `size` (> 0) bytes into `buffer`; return the count, 0 at the end of the stream."""
+        return self._within(self._recv_into, buffer, size, flags)
+
+    def _recv_into(self, buffer: Any, size: int, flags: int) -> int:
         native, handle, wait = _native.call, self.handle, Patience(self, flags, RECEIVE)
         whole = flags & socket.MSG_WAITALL and wait.blocks and not flags & socket.MSG_PEEK
         flags &= ~socket.MSG_WAITALL

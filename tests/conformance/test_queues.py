@@ -72,7 +72,9 @@ def test_fionread_and_siocoutq_add_up_to_what_was_sent(net):
     with pytest.raises(BlockingIOError):
         while True:
             sent += client.send(b"x" * 65536)
-    eventually(lambda: ask(server, termios.FIONREAD) + ask(client, SIOCOUTQ) >= sent, "all bytes accounted for")
+    # A difference that stays: an ioctl is the kernel's to answer, which doesn't see a full ring in front of its own queue.
+    unseen = server._endpoint.stack.capacity if net.accelerated else 0
+    eventually(lambda: ask(server, termios.FIONREAD) + ask(client, SIOCOUTQ) >= sent - unseen, "all bytes accounted for")
 
 
 def test_fionread_of_a_listener_is_einval(net):

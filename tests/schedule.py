@@ -23,7 +23,7 @@ SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or
           "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken", "queued"}
 # Kernels that ask the operating system; a Memory answers in their place, as it does for C functions.
 OUTSIDE = {"sleep", "wake", "barrier", "spin_budget", "failure", "now_ns", "pause", "poll_lifeline", "kernel_written",
-           "kernel_taken", "queued", "acknowledge", "keep_short"}
+           "kernel_taken", "queued", "acknowledge", "keep_short", "interrupted", "nonblocking"}
 MASK = (1 << 64) - 1
 
 
@@ -188,6 +188,12 @@ class Memory:
         return events
 
     def _spin_budget(self, h, kind):
+        return 0
+
+    def _interrupted(self, result):
+        return 0
+
+    def _nonblocking(self, h):
         return 0
 
     def _now_ns(self):

@@ -396,8 +396,9 @@ def _echo(sock, turns, seed):
 def test_ring_behind_the_kernel_lane_is_reported_after_it(pairs, epoll):
     """A large message to a sleeper comes in two lanes; whoever looks before reading must hear of the second too."""
     client, server = pairs()
+    client.setblocking(True)
     epoll.register(server, IN)
-    later(client.send, b"x" * 100_000, after=0.05)
+    later(client.sendall, b"x" * 100_000, after=0.05)
     got = 0
     for _ in range(100):
         assert epoll.poll(PATIENCE_S) == [(number(server), IN)]

@@ -56,6 +56,9 @@ class Attachment:
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
     origin: Any = None                                      # the pair where others may be that follow us, see migrate
     following = 0                                           # the thread that takes it to another stack
+    lent = False                                            # somebody was given the descriptor, and may set its modes
+    declared = -1                                           # the socket object's time-out, as in the handle
+    limits = (0, 0)                                         # SO_RCVTIMEO and SO_SNDTIMEO in ns, 0: none
     sleepers = 0                                            # threads that sleep in the kernel for its input
 
     def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin: Spin) -> None:
@@ -63,7 +66,7 @@ class Attachment:
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
         self.offer: str | None = None
         self.owner: Callable[[], Any] = _nobody               # the socket object, or None
-        self.cookie = 0
+        self.cookie, self.inside = 0, set[int]()              # threads in slow calls
         self.shut = self.free_after = self.counted = False
         self.handle = handle = native.allocate(HANDLE.size)
         self._point()
@@ -185,11 +188,22 @@ class Attachment:
 
     def set_timeout(self, timeout: float | None) -> None:
         """Follow `settimeout`.  Who doesn't block polls, so his input must be where the kernel sees it."""
-        native = _native.call
-        native.store(self.handle + _H.timeout_ns, -1 if timeout is None else int(timeout * 1e9))
+        self.declared = -1 if timeout is None else int(timeout * 1e9)
+        self.wait_at_most(self.declared)
         self.relax()
         for poller in self.watchers:
             poller.mode_changed(self)
+
+    def set_limits(self, limits: tuple[int, int]) -> None:
+        """Follow SO_RCVTIMEO and SO_SNDTIMEO: (receive, send) in ns, 0 for none."""
+        self.limits = limits
+        self.wait_at_most(_native.call.load(self.handle + _H.timeout_ns))
+
+    def wait_at_most(self, timeout: int) -> None:
+        """Tell the fast path how long a call may wait, and a receive in particular."""
+        native, handle = _native.call, self.handle
+        native.store(handle + _H.timeout_ns, timeout)
+        native.store(handle + _H.receive_ns, self.limits[0] or -1 if timeout < 0 else timeout)
 
     def relax(self) -> None:
         """Rest where input is expected while no call waits."""
@@ -214,8 +228,11 @@ class Attachment:
         """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
         for poller in self.watchers:
             poller.exposing(self)
-        self.exposed, self.exposed_at = True, _native.call.load(self.rx + _D.head)
+        self.lent = self.exposed = True
+        self.exposed_at = _native.call.load(self.rx + _D.head)
         self.rest(KERNEL)
+        if self.joined:
+            _native.call.lend(self.handle)                    # he may write there too
 
     def read_by_us(self) -> bool:
         """Return whether the program receives through us, or did since its last `fileno()`."""

@@ -22,6 +22,7 @@ HANDLE = Struct("Handle", {
     "capacity":   "bytes of each ring",
     "me":         "this process as a lock holder: its number in the stack",
     "timeout_ns": "-1 blocking, 0 non-blocking, or ns",
+    "receive_ns": "the same for a receive: a blocking socket's is SO_RCVTIMEO, if set",
     "spin_ns":    "how long a wait spins before it sleeps",
     "bell":       "what to tell the sender while nobody reads: RING, KERNEL or WAITER + n",
     "dead":       "1: closed in this process",

@@ -30,8 +30,7 @@ from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable)
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
-    EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, NO_MEMORY, OVERFLOW,
-    PIECE)
+    EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW, PIECE)
 from shmstack.tcp.course import RING_LANE, WAKE, WAKE_BYTES, WAKE_WHOLE, choose_lane, spill, waiter_of
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
@@ -147,18 +146,24 @@ def send_pieces(h, source, size, flags):
 
 @kernel
 def recv_ring(h, rx, to, size, flags):
-    """Receive from the ring; return the count, -LOOK when it is empty, -ECONNRESET for garbage."""
+    """Receive from the ring; return the count, -LOOK when it is empty, -ECONNRESET for garbage.
+
+    MSG_TRUNC counts the bytes without a copy, as Linux does on TCP.
+    """
     head, capacity = load(rx + _D.head), load(h + _H.capacity)
     there = readable(rx, head, capacity)
     if there <= 0:
         return -LOOK if there == 0 else -ECONNRESET
-    ring = load(h + _H.rx_ring)
+    ring, copies = load(h + _H.rx_ring), flags & MSG_TRUNC == 0
     if flags & MSG_PEEK:
-        return get(ring, capacity, head, to, min(size, there))
+        if copies:
+            get(ring, capacity, head, to, min(size, there))
+        return min(size, there)
     done = 0
     while there > 0 and done < size:
         piece = min(there, size - done, PIECE)
-        get(ring, capacity, head, to + done, piece)
+        if copies:
+            get(ring, capacity, head, to + done, piece)
         head += piece
         done += piece
         consume(rx, head)
@@ -211,7 +216,7 @@ def recv_end(h, to, size, flags):
     if not pass_bounds(rx, load(rx + _D.head)):
         got = recv_kernel(h, rx, to, size, flags)
     elif readable(rx, load(rx + _D.head), capacity) == 0:
-        got = recv_now(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_DONTWAIT)
+        got = recv_now(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT)
         if got < 0:
             got = failure()
         else:

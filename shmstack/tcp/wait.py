@@ -16,12 +16,14 @@ from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import barrier, now_ns, sleep
 from shmstack.ring.stream import lane_end, room
 from shmstack.shm.layout import DIRECTION, PAIR
-from shmstack.tcp.codes import FULL, PIECE
+from shmstack.tcp.codes import EINTR, FULL, PIECE
 from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.lane import failure
 from shmstack.tcp.loopback import send_pieces
 from shmstack.tcp.loopback import mark
 
 _D, _H, _P = DIRECTION.at, HANDLE.at, PAIR.at
+F_GETFL, O_NONBLOCK = 3, 0x800
 ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
 LEAST_SPIN_NS = 1_000
@@ -34,6 +36,7 @@ _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
 _yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
+_fcntl = extern("fcntl", types.int32, types.int32, types.int32, types.int64)
 _self = extern("pthread_self", types.int64)
 
 
@@ -116,27 +119,46 @@ def learn(h, useful):
 
 
 @kernel
+def nonblocking(h):
+    """Return 1 if the descriptor is non-blocking, which others may make it by fcntl or FIONBIO."""
+    return 1 if _fcntl(load(h + _H.fd), F_GETFL, 0) & O_NONBLOCK else 0
+
+
+@kernel
+def interrupted(result):
+    """Return 1 if a C function that slept came back for a signal."""
+    return 1 if result == -1 and failure() == -EINTR else 0
+
+
+@kernel
 def poll_lifeline(h, events, limit_ns):
-    """Sleep until the kernel says that the lifeline is readable or writable; return its events."""
+    """Sleep until the lifeline is readable or writable; return its events, -EINTR at a signal."""
     entry = scratch()
     store(entry, (load(h + _H.fd) & 0xFFFFFFFF) | events << 32)
-    _poll(entry, 1, (limit_ns + 999_999) // 1_000_000)
+    if interrupted(_poll(entry, 1, (limit_ns + 999_999) // 1_000_000)):
+        return -EINTR
     return load(entry) >> 48
 
 
 @kernel
 def sleep_arrived(h, limit_ns):
-    """Sleep on the bell (ring) or in the kernel (before the peer has joined, or bytes are in the lifeline)."""
+    """Sleep on the bell (ring) or in the kernel (before the peer has joined, or bytes are in the lifeline).
+
+    Returns 1 if something came, 0 at the limit, -EINTR at a signal.
+    """
     rx = load(h + _H.rx)
     bell = rx + _D.bell
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
     if in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head)):
         swap(bell, FUTEX)
         barrier()                                                                # SYNC asleep
+        signal = 0
         if not arrived(h):
-            sleep(bell, FUTEX, limit_ns)
+            signal = interrupted(sleep(bell, FUTEX, limit_ns))
         cas(bell, FUTEX, RING)
-        return arrived(h)
+        if arrived(h):
+            return 1
+        return -EINTR if signal else 0
     swap(bell, KERNEL)
     barrier()
     if in_ring(h) and arrived(h):
@@ -144,7 +166,7 @@ def sleep_arrived(h, limit_ns):
     else:
         events = poll_lifeline(h, POLLIN, limit_ns)
     cas(bell, KERNEL, RING)
-    return 1 if events else 0
+    return min(events, 1)
 
 
 @kernel
@@ -160,8 +182,9 @@ def settle(h):
 
 @kernel
 def wait_arrived(h, limit_ns):
-    """Wait until a receive would find something, at most `limit_ns`; return 1, or 0 at the limit.
+    """Wait until a receive would find something, at most `limit_ns`; return 1, 0 at the limit, -EINTR at a signal.
 
+    A descriptor that isn't blocking any more isn't slept on: returns 0 before the limit.
     Call with the GIL; it is released while this waits.
     """
     rx = load(h + _H.rx)
@@ -177,7 +200,7 @@ def wait_arrived(h, limit_ns):
     spin = min(spin_budget(h, RECV), limit_ns) if lane else 0
     if spin > 0:
         came = spin_arrived_ns(h, spin)
-    if not came and limit_ns > spin:
+    if not came and limit_ns > spin and not (load(h + _H.timeout_ns) < 0 and nonblocking(h)):
         before = now_ns()
         came = sleep_arrived(h, limit_ns - spin)
         learn(h, now_ns() - before < load(h + _H.spin_ns))
@@ -233,7 +256,7 @@ def send_all(h, source, size):
 
 @kernel
 def wait_room(h, size, limit_ns):
-    """Wait until the ring has room for `size` bytes, at most `limit_ns`; return 1, or 0 at the limit.
+    """Wait until the ring has room for `size` bytes, at most `limit_ns`; return 1, 0 at the limit, -EINTR at a signal.
 
     The receiver wakes a sleeping sender when a quarter of the ring is free, so `size` is at most that.
     """
@@ -246,10 +269,13 @@ def wait_room(h, size, limit_ns):
     if not came:
         swap(tx + _D.stalled, 1)
         barrier()                                                                # SYNC stalled
+        signal = 0
         if not has_room(h, load(h + _H.capacity) // 4):
-            sleep(tx + _D.stalled, 1, limit_ns)
+            signal = interrupted(sleep(tx + _D.stalled, 1, limit_ns))
         swap(tx + _D.stalled, 0)
         came = has_room(h, size)
+        if signal and not came:
+            came = -EINTR
     _restore_thread(state)
     fetch_add(h + _H.users, -1)
     return came
@@ -257,7 +283,7 @@ def wait_room(h, size, limit_ns):
 
 @kernel
 def wait_lifeline(h, events, limit_ns):
-    """Sleep, without the GIL, until the lifeline has one of `events`; return what it has."""
+    """Sleep, without the GIL, until the lifeline has one of `events`; return what it has, -EINTR at a signal."""
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     there = poll_lifeline(h, events, limit_ns)

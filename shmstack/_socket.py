@@ -20,7 +20,7 @@ from typing import Any
 import _socket
 
 from shmstack._calls import Calls
-from shmstack.stack import directory, fork, names, rendezvous, watch
+from shmstack.stack import directory, fork, listening, names, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
@@ -80,7 +80,6 @@ class socket(Calls, metaclass=_Kind):
     def _take(self, end: Endpoint) -> None:
         self._endpoint, end.owner = end, weakref.ref(self)
         self._handle = end.handle
-        end.cookie = lifeline.cookie(self)
         _held[end.cookie] = end
         watch.taken(end)
 
@@ -172,7 +171,7 @@ class socket(Calls, metaclass=_Kind):
         if records is not None and all(map(os.path.lexists, records[1])) or not self._may_accelerate():
             return
         try:
-            paths = rendezvous.publish(self)
+            paths = listening.publish(self)
             self._records, self._listens = (os.getpid(), paths), names.current(self) if paths else None
         except (OSError, ValueError):
             self._records = os.getpid(), []

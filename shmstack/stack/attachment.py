@@ -47,6 +47,7 @@ class Attachment:
     fd : descriptor of the lifeline
     timeout : as `socket.gettimeout` returns it
     spin : how a wait spins
+    handle : one that is set up already, and counted; its end is nobody else's yet
     """
 
     open = True                                             # not closed or handed back yet
@@ -58,41 +59,37 @@ class Attachment:
     following = 0                                           # the thread that takes it to another stack
     sleepers = 0                                            # threads that sleep in the kernel for its input
 
-    def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin: Spin) -> None:
+    def __init__(self, stack: Stack, index: int, side: int, fd: int,  # noqa: PLR0913 - made in three places
+                 timeout: float | None, spin: Spin, handle: int = 0) -> None:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
         self.offer: str | None = None
         self.owner: Callable[[], Any] = _nobody               # the socket object, or None
-        self.cookie = 0
-        self.shut = self.free_after = self.counted = False
-        self.handle = handle = native.allocate(HANDLE.size)
-        self._point()
-        for field, value in ((_H.fd, fd), (_H.side, side), (_H.spin_ns, spin.ns), (_H.spin_now, spin.ns),
-                             (_H.adapts, spin.adapts), (_H.held_spin, 1000 if spin.ns else 0)):
-            native.store(handle + field, value)
-        with self.still():
-            native.fetch_add(self.tcb + _T.holders, 1)
-            native.fetch_add(self.tcb + _T.arrived, 1)
-            self.counted = True
-        self.set_timeout(timeout)
+        self.board: Stack | None = None                       # where our offer stands
+        self.shut = self.free_after = False
+        self.counted = handle != 0
+        self.handle = handle or native.enter(stack.facts, index, side, fd, spin.ns, spin.adapts)
+        self._note()
+        self.cookie = native.load(self.tcb + _T.cookie)       # of the lifeline
+        if not handle:
+            with self.still():
+                native.fetch_add(self.tcb + _T.holders, 1)
+                native.fetch_add(self.tcb + _T.arrived, 1)
+                self.counted = True
+            self.set_timeout(timeout)
         endpoints.add(self)
 
+    def _note(self) -> None:
+        # The addresses of the handle, from numbers that were checked at attach.
+        stack, index, side = self.stack, self.index, self.side
+        stack.segment.handles.add(self.handle)
+        self.pair, self.tcb = stack.pair(index), stack.tcb(index, side)
+        self.tx, self.rx = stack.direction(index, side), stack.direction(index, 1 - side)
+        self.generation = _native.call.load(self.pair + _P.generation)
+
     def _point(self) -> None:
-        # All addresses of the handle, from numbers that were checked at attach; first what belongs to the locks, which
-        # are found by the last two: a thread that sees the new ones sees all of it.
-        native, stack, handle = _native.call, self.stack, self.handle
-        base = stack.segment.base
-        stack.segment.handles.add(handle)
-        self.pair, self.tcb = stack.pair(self.index), stack.tcb(self.index, self.side)
-        self.tx, self.rx = (stack.direction(self.index, side) for side in (self.side, 1 - self.side))
-        self.generation = native.load(self.pair + _P.generation)
-        mine, theirs = (stack.ring_offset(self.index, side) for side in (self.side, 1 - self.side))
-        for field, value in (
-                (_H.pair, self.pair), (_H.tx_ring, base + mine), (_H.rx_ring, base + theirs), (_H.capacity, stack.capacity),
-                (_H.me, stack.holder), (_H.memory_fd, stack.segment.fd), (_H.tx_offset, mine), (_H.pair_index, self.index),
-                (_H.generation, self.generation), (_H.waiters, stack.waiters), (_H.waiter_size, stack.waiter_size),
-                (_H.tx, self.tx), (_H.rx, self.rx)):
-            native.store(handle + field, value)
+        self._note()
+        _native.call.point(self.stack.facts, self.handle, self.index, self.side)
 
     # ---- moves
 

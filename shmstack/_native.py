@@ -127,7 +127,8 @@ FUNCTIONS = (
     "announce spill send_some recv_some recv_end wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
     "swap fetch_add fetch_or allocate free touch map unmap back read write send_buffer recv_buffer "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
-    "take_pair release_pair point enter offer established claim withdraw unpost finish ended meet").split()
+    "take_pair release_pair point enter offer established claim withdraw unpost finish ended meet "
+    "spin_accept in_use").split()
 
 
 def load() -> Any:

@@ -113,6 +113,7 @@ HEADER = Struct("Header", {
     "fresh":        "pairs below this were used before; those above have never been touched",
     "used":         "pairs in use",
     "backed":       "pairs below this have memory behind them",
+    "moved_to":     "1: a connection was moved here, somebody may yet have to follow",
     "_counters":    None,
     "counters":     (128 * 8, "one word a counter, see COUNTERS"),
 }, size=PAGE)

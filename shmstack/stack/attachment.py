@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
-from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, PAIR_SIZE, TCB
+from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, TCB
 from shmstack.stack import stack as stacks
 from shmstack.stack.stack import Stack
 from shmstack.tcp.handle import HANDLE
@@ -58,16 +58,16 @@ class Attachment:
     origin: Any = None                                      # the pair where others may be that follow us, see migrate
     following = 0                                           # the thread that takes it to another stack
     sleepers = 0                                            # threads that sleep in the kernel for its input
+    offer: str | None = None                                # the record of our offer
+    board: Stack | None = None                              # or where it stands
+    owner: Callable[[], Any] = staticmethod(_nobody)        # the socket object, or None
+    shut = free_after = False
 
     def __init__(self, stack: Stack, index: int, side: int, fd: int,  # noqa: PLR0913 - made in three places
                  timeout: float | None, spin: Spin, handle: int = 0) -> None:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
-        self.offer: str | None = None
-        self.owner: Callable[[], Any] = _nobody               # the socket object, or None
-        self.board: Stack | None = None                       # where our offer stands
-        self.shut = self.free_after = False
-        self.counted = handle != 0
+        self.counted, self.timeout = handle != 0, timeout
         self.handle = handle or native.enter(stack.facts, index, side, fd, spin.ns, spin.adapts)
         self._note()
         self.cookie = native.load(self.tcb + _T.cookie)       # of the lifeline
@@ -83,8 +83,9 @@ class Attachment:
         # The addresses of the handle, from numbers that were checked at attach.
         stack, index, side = self.stack, self.index, self.side
         stack.segment.handles.add(self.handle)
-        self.pair, self.tcb = stack.pair(index), stack.tcb(index, side)
-        self.tx, self.rx = stack.direction(index, side), stack.direction(index, 1 - side)
+        self.pair = pair = stack.pair(index)
+        self.tcb, ways = pair + PAIR_TCB + side * TCB.size, pair + PAIR_DIRECTION
+        self.tx, self.rx = ways + side * DIRECTION.size, ways + (1 - side) * DIRECTION.size
         self.generation = _native.call.load(self.pair + _P.generation)
 
     def _point(self) -> None:
@@ -183,6 +184,7 @@ class Attachment:
     def set_timeout(self, timeout: float | None) -> None:
         """Follow `settimeout`.  Who doesn't block polls, so his input must be where the kernel sees it."""
         native = _native.call
+        self.timeout = timeout
         native.store(self.handle + _H.timeout_ns, -1 if timeout is None else int(timeout * 1e9))
         self.relax()
         for poller in self.watchers:

@@ -114,12 +114,21 @@ def listening(place: Place) -> Listening | None:
     return _listening(listener_path(place))
 
 
-def stands(record: Listening) -> bool:
-    """Return whether a listener's record is still there; whose it is now doesn't matter, for it was true before."""
+def says(path: str, text: str) -> bool:
+    """Return whether a record is there that says this; whose it is doesn't matter if it was true before."""
     try:
-        return os.readlink(record.path) == record.text
+        return os.readlink(path) == text
     except OSError:
         return False
+
+
+def there(path: str) -> bool:
+    """Return whether a record is there."""
+    try:
+        os.readlink(path)
+    except OSError:
+        return False
+    return True
 
 
 def offer(netns: int, cookie: int, stack: str, pair: int, generation: int) -> str:

@@ -180,6 +180,10 @@ class Endpoint(Transfer):
 
 def _bury(handle: int, where: Segment) -> None:
     # A thread may be asleep in a call on the socket, which has let go of its endpoint, or have found it a moment ago.
+    if not _graveyard and _alone() and not _native.call.load(handle + _H.users):
+        where.let_go(handle)
+        _native.call.free(handle)
+        return
     now = time.monotonic_ns()
     _graveyard.append((now, handle, where))
     for _ in range(len(_graveyard)):

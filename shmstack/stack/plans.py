@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     mine: weakref.ref[Stack]
     theirs: weakref.ref[Stack]
     record: directory.Listening
+    text: str                         # what it says
     instead: str                      # a record here would be the better one; "" if there is none such
 
     def stacks(self) -> tuple[Stack, Stack]:
@@ -49,8 +50,8 @@ class Plan(NamedTuple):
         """Return whether it would be made the same way now."""
         mine, theirs = self.mine(), self.theirs()
         return mine is not None and theirs is not None and self.options is names.options() \
-            and names.existing_in(self.netns) is mine and mine.in_use and theirs.in_use \
-            and directory.stands(self.record) and not (self.instead and os.path.lexists(self.instead))
+            and names.existing_in(self.netns) is mine and mine.in_use and (theirs is mine or theirs.in_use) \
+            and directory.says(self.record.path, self.text) and not (self.instead and directory.there(self.instead))
 
 
 _plans: dict[Any, Plan] = {}
@@ -74,7 +75,7 @@ def make(address: Any, mine: Stack, theirs: Stack, home: Home, record: directory
     """Remember what was decided for an address, if offers may stand on the listener's board; else return None."""
     if not theirs.private or record.owner not in (os.geteuid(), 0):
         return None
-    plan = Plan(names.options(), mine.netns, home, weakref.ref(mine), weakref.ref(theirs), record, instead)
+    plan = Plan(names.options(), mine.netns, home, weakref.ref(mine), weakref.ref(theirs), record, record.text, instead)
     if theirs is not mine:
         keep(theirs)
     if len(_plans) >= _MOST:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from typing import Any
 
 from shmstack import _native, errors
 from shmstack.shm.layout import OFFER, OFFERS
-from shmstack.stack import directory, listening, names, plans, policy
+from shmstack.stack import directory, listening, names, plans, policy, threads
 from shmstack.stack.attachment import Spin
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.policy import Home
@@ -25,6 +26,8 @@ from shmstack.tcp.state import State
 
 _H, _O = HANDLE.at, OFFER.at
 _ADAPTIVE_SPIN_NS = 50_000
+ACCEPT_SPIN_NS = 100_000              # at most: between two connections are the end of one and the start of another
+_SLICE_NS = 100_000_000               # longest time without a look at pending signals
 _CORES = os.cpu_count() or 1
 NEW_PAIRS = 2                         # in a stack that is made for one connection
 
@@ -38,6 +41,24 @@ def spin(where: str) -> Spin:
     if chosen is not None:
         return Spin(1 << 60 if chosen < 0 else chosen, False)
     return Spin(_ADAPTIVE_SPIN_NS if _CORES > 1 else 0, True)
+
+
+def accept(sock: Any, lately: int) -> tuple[int, Any, int]:
+    """Wait for a connection and take it from the kernel; return (descriptor, address, how long to spin the next time).
+
+    Parameters
+    ----------
+    lately : ns to spin, as this returned it the last time
+    """
+    timeout, own = sock.gettimeout(), threads.own("tcp_accept") if threads.said else None
+    how = spin("tcp_accept") if own is None else Spin(own, False)
+    if timeout == 0 or how.ns == 0:
+        return *sock._accept(), lately
+    began, limit = time.monotonic_ns(), _SLICE_NS if timeout is None else int(timeout * 1e9)
+    _native.call.spin_accept(sock._descriptor(), min(limit, lately if how.adapts else how.ns, _SLICE_NS), how.adapts)
+    found = sock._accept()
+    useful = time.monotonic_ns() - began < ACCEPT_SPIN_NS
+    return *found, min(2 * lately + 1000, ACCEPT_SPIN_NS) if useful else lately // 2
 
 
 def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:
@@ -54,8 +75,10 @@ def offer(sock: Any, address: Any) -> Endpoint | None:
     """Before the kernel's connect: prepare the connection to `address`, or return None for kernel TCP."""
     try:
         plan = plans.find(address)
-        if plan is not None and lifeline.netns(sock) == plan.netns:
-            return _open(sock, *plan.stacks(), plan.home, True)
+        if plan is not None:
+            end = _open(sock, *plan.stacks(), plan.home, True)
+            if end is not None or lifeline.netns(sock) == plan.netns:
+                return end
         return _offer(sock, address)
     except (OSError, errors.OptionError) as error:
         if not names.options().no_fail:
@@ -100,12 +123,15 @@ def _open(sock: Any, mine: Stack, theirs: Stack, home: Home, board: bool) -> End
     """Take a pair where the connection will live, and offer it on the listener's board or by a record."""
     stack = theirs if home is Home.LISTENER else mine
     if home is Home.NEW:
-        stack = Stack.unnamed(mine.netns, names.options().replace(share_with=mine.share_with), pairs=NEW_PAIRS)
+        chosen = names.options()
+        if chosen.share_with != mine.share_with:
+            chosen = chosen.replace(share_with=mine.share_with)
+        stack = Stack.unnamed(mine.netns, chosen, pairs=NEW_PAIRS)
     timeout, how, native = sock.gettimeout(), spin("tcp_recv"), _native.call
     fd, wait_ns = sock._descriptor(), -1 if timeout is None else int(timeout * 1e9)
     handle = native.offer(stack.facts, theirs.facts if board else 0, fd, wait_ns, how.ns, how.adapts)
-    if handle == -errno.EISCONN:
-        return None                                           # for the kernel to report
+    if handle in (-errno.EISCONN, -errno.EXDEV):
+        return None                                           # for the kernel to report; of another network namespace
     if handle < 0:
         raise stack.full(-handle)
     end = Endpoint(stack, native.load(handle + _H.pair_index), 0, fd, timeout, how, handle)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import errno
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -22,6 +21,7 @@ from shmstack.shm.layout import (
     COUNTERS, DIRECTION, HEADER, HOLDER_SLOTS, HOLDER_USES, OFFERS, PAGE, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB,
     PROCESS, PROCESSES, PROCESSES_MAX, TCB, WAITERS, geometry, waiter_size)
 from shmstack.shm.segment import Segment
+from shmstack.stack import said
 from shmstack.tcp.handle import FACTS
 
 FREE, OFFERED, ESTABLISHED, MOVED, WITHDRAWN = range(5)       # PAIR.state
@@ -88,7 +88,7 @@ class Stack:
             "owner_uid": os.geteuid(), "creator_pid": os.getpid(), "created_ns": time.time_ns(), "netns": netns,
             "share_with": options.share_with, "client": options.tcp_client_loopback,
             "server": options.tcp_server_loopback, "name": name.encode(),
-            "options": " ".join(f"{k}={v}" for k, v in options.as_env().items()).encode()[:1023]}
+            "options": said.settings(options)}
         return cls(Segment.create(name, header, options.share_with))
 
     @classmethod
@@ -119,7 +119,7 @@ class Stack:
     @classmethod
     def unnamed(cls, netns: int, options: Options, pairs: int | None = None) -> Stack:
         """Return a new stack that only its directory records lead to."""
-        return cls.create(f"{netns:x}.-{secrets.token_hex(5)}", netns, options, pairs)
+        return cls.create(f"{netns:x}.-{os.urandom(5).hex()}", netns, options, pairs)
 
     @classmethod
     def attach(cls, full: str, owners: tuple[int, ...] = ()) -> Stack:
@@ -133,12 +133,7 @@ class Stack:
     def _enter(self) -> None:
         native = _native.call
         at = self.segment.base + PROCESSES + self.segment.slot * PROCESS.size
-        try:
-            with open("/proc/self/comm", "rb") as comm:
-                command = comm.read().strip()[:15]
-        except OSError:
-            command = b"?"
-        native.write(at + _S.name, command.ljust(16, b"\0"))
+        native.write(at + _S.name, said.command().ljust(16, b"\0"))
         native.store(at + _S.uid, os.geteuid())
         native.store(at + _S.start_ns, time.time_ns())
         self._uses = native.fetch_add(at + _S.uses, 1) + 1
@@ -234,6 +229,10 @@ class Stack:
                                     "EF_MAX_ENDPOINTS sets the number")
         return errors.StackFull(f"memory for a connection in stack {self.name!r}", os.strerror(number),
                                 "is /dev/shm full?")
+
+    def owes(self) -> None:
+        """Before a record says so: those whose connection is moved here must find it."""
+        _native.call.store(self.segment.base + _H.moved_to, 1)
 
     def release_pair(self, index: int) -> None:
         """Put a pair that both ends are done with on the free list."""

@@ -30,10 +30,12 @@ _i, _i32 = types.int64, types.int32
 FREE, WITHDRAWN = 0, 4                # PAIR.state
 ENFILE = 23
 LOW = 0xFFFFFFFF
+F_WRLCK, F_UNLCK, OFD_GETLK, LOCKS = 1, 2, 36, 1 << 40
 _AFTER_CLOSE = after(Event.CLOSE)
 
 _calloc = extern("calloc", _i, _i, _i)
 _fallocate = extern("fallocate", _i32, _i32, _i32, _i, _i)
+_fcntl = extern("fcntl", _i32, _i32, _i32, _i)
 _clock = extern("clock_gettime", _i32, _i32, _i)
 
 
@@ -146,6 +148,18 @@ def enter(facts, index, side, fd, spin_ns, adapts):
     return h
 
 
+@kernel
+def in_use(fd, slots):
+    """Return 1 if another process holds a slot of the object, see `shm.objects`."""
+    request = scratch()
+    store(request, F_WRLCK)
+    store(request + 8, LOCKS)
+    store(request + 16, slots)
+    store(request + 24, 0)
+    _fcntl(fd, OFD_GETLK, request)
+    return 1 if load(request) & 0xFFFF != F_UNLCK else 0
+
+
 # ---- the end -------------------------------------------------------------------------------------------------
 
 @kernel
@@ -189,8 +203,9 @@ def finish(h):
             store_release(tcb + _T.state, _AFTER_CLOSE >> 4 * (load(tcb + _T.state) & 15) & 15)
         store_release(rx + _D.bell, KERNEL)                   # what still comes is the kernel's to answer
         ring_bell(rx + _D.stalled, 1, 0)
-        closed = fetch_or(pair + _P.closed, 1 << side) | 1 << side
-        free = 1 if closed == 3 or load_acquire(pair + _P.offer) else 0
+        alone = load_acquire(pair + _P.offer) != 0            # asked before we are done: then the other may free the pair
+        before = fetch_or(pair + _P.closed, 1 << side)
+        free = 1 if before & 1 << side == 0 and (before | 1 << side == 3 or alone) else 0
     unlock(tx + _D.tx_lock)
     return free
 

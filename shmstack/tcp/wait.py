@@ -26,6 +26,7 @@ ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
 LEAST_SPIN_NS = 1_000
 MOST_ROOM_SPIN_NS = 200_000
+MOST_JOIN_SPIN_NS = 50_000           # who never joins answers in the kernel lane, where a spin doesn't look
 
 THREADS = 8 * 4                      # static word: address of what threads said, count | (thread, RECV, SEND) ...; or 0
 RECV, SEND = 8, 16
@@ -168,13 +169,14 @@ def wait_arrived(h, limit_ns):
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
     if joined and load(rx + _D.bell) == KERNEL:
         store_release(rx + _D.bell, load(h + _H.bell) if load(h + _H.bell) >= WAITER else RING)
-    lane = in_ring(h)
+    # Before the peer has joined too: its first answer then comes by the ring, and need not wake us.
+    lane = in_ring(h) or not joined
     if lane and spin_arrived(h, load(h + _H.held_spin)):
         return 1
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    spin = min(spin_budget(h, RECV), limit_ns) if lane else 0
+    spin = min(spin_budget(h, RECV), limit_ns if joined else MOST_JOIN_SPIN_NS) if lane else 0
     if spin > 0:
         came = spin_arrived_ns(h, spin)
     if not came and limit_ns > spin:
@@ -188,6 +190,23 @@ def wait_arrived(h, limit_ns):
         settle(h)
     fetch_add(h + _H.users, -1)
     return came
+
+
+@kernel
+def spin_accept(fd, limit_ns, polite):
+    """Look for `limit_ns` whether a connection waits on a listener; return 1 as soon as there is one."""
+    entry = scratch()
+    store(entry, (fd & 0xFFFFFFFF) | POLLIN << 32)
+    if _poll(entry, 1, 0) != 0:
+        return 1
+    state = _save_thread()
+    end, came = now_ns() + limit_ns, 0
+    while came == 0 and now_ns() < end:
+        if polite:
+            _yield()
+        came = _poll(entry, 1, 0)
+    _restore_thread(state)
+    return 1 if came else 0
 
 
 @kernel

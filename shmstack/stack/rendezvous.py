@@ -26,7 +26,7 @@ from shmstack.tcp.state import State
 
 _H, _O = HANDLE.at, OFFER.at
 _ADAPTIVE_SPIN_NS = 50_000
-ACCEPT_SPIN_NS = 100_000              # at most: between two connections are the end of one and the start of another
+ACCEPT_SPIN_NS = 300_000              # at most: between two connections are the end of one and the start of another
 _SLICE_NS = 100_000_000               # longest time without a look at pending signals
 _CORES = os.cpu_count() or 1
 NEW_PAIRS = 2                         # in a stack that is made for one connection

@@ -60,11 +60,11 @@ for _kernel in (
         lock.take, lock.unlock, lock.break_lock,
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
         loopback.announce, loopback.spill, loopback.send_some, loopback.recv_some, loopback.recv_end,
-        wait.wait_arrived, wait.spin_accept, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
+        wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
         ready.ring_ready, ready.set_asleep, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look,
         life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.finish, life.ended,
-        life.in_use, offer.offer, offer.established, offer.claim):
+        life.in_use, offer.spin_accept, offer.offer, offer.established, offer.claim):
     integers(_kernel)
 
 

@@ -11,6 +11,7 @@ from numba import types
 from shmstack._jit import (
     cas, copy, cycles, extern, fetch_add, kernel, load, load32, load_acquire, scratch, store, store_release, swap)
 from shmstack.ring.bell import KERNEL, RING
+from shmstack.ring.doorbell import now_ns
 from shmstack.shm.layout import (
     COUNTERS, DIRECTION, HEADER, OFFER, OFFERS_MAX, PAIR, PAIR_DIRECTION, PAIR_TCB, TCB)
 from shmstack.tcp.codes import MSG_DONTWAIT
@@ -39,6 +40,10 @@ _getsockname = extern("getsockname", _i32, _i32, _i, _i)
 _getpeername = extern("getpeername", _i32, _i32, _i, _i)
 _getrandom = extern("getrandom", _i, _i, _i, _i32)
 _geteuid = extern("geteuid", _i32)
+_save_thread = extern("PyEval_SaveThread", _i)
+_restore_thread = extern("PyEval_RestoreThread", types.void, _i)
+_yield = extern("sched_yield", _i32)
+_poll = extern("poll", _i32, _i, _i, _i32)
 
 
 # ---- what the kernel says of a socket ------------------------------------------------------------------------
@@ -115,6 +120,23 @@ def ask_peer(fd, link, request, answer):
         if load32(answer + 8) == sequence:
             return 1 if load32(answer + 4) & 0xFFFF == SOCK_DIAG_BY_FAMILY else 0
     return 0
+
+
+@kernel
+def spin_accept(fd, limit_ns, polite):
+    """Look for `limit_ns` whether a connection waits on a listener; return 1 as soon as there is one."""
+    entry = scratch()
+    store(entry, (fd & 0xFFFFFFFF) | 1 << 32)
+    if _poll(entry, 1, 0) != 0:
+        return 1
+    state = _save_thread()
+    end, came = now_ns() + limit_ns, 0
+    while came == 0 and now_ns() < end:
+        if polite:
+            _yield()
+        came = _poll(entry, 1, 0)
+    _restore_thread(state)
+    return 1 if came else 0
 
 
 # ---- offers --------------------------------------------------------------------------------------------------

@@ -26,10 +26,11 @@ ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
 LEAST_SPIN_NS = 1_000
 MOST_ROOM_SPIN_NS = 200_000
-MOST_JOIN_SPIN_NS = 50_000           # who never joins answers in the kernel lane, where a spin doesn't look
+MOST_JOIN_SPIN_NS = 300_000          # who never joins answers in the kernel lane, where a spin doesn't look
 
 THREADS = 8 * 4                      # static word: address of what threads said, count | (thread, RECV, SEND) ...; or 0
 RECV, SEND = 8, 16
+JOIN_SPIN = 8 * 5                    # static word: how long waits for a peer to join spin at present, in ns; 0: not known
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
@@ -117,6 +118,23 @@ def learn(h, useful):
 
 
 @kernel
+def join_budget(h):
+    """Return how long to spin for a peer that has yet to join: each does so once, so this is learnt by the process."""
+    if load(static_words() + THREADS) != 0 or not load(h + _H.adapts) or load(h + _H.spin_ns) == 0:
+        return min(spin_budget(h, RECV), MOST_JOIN_SPIN_NS)
+    known = load(static_words() + JOIN_SPIN)
+    return known if known else MOST_JOIN_SPIN_NS
+
+
+@kernel
+def learn_join(useful):
+    """After such a wait: spin longer the next time if it was, or would have been, useful, and shorter if not."""
+    now = load(static_words() + JOIN_SPIN)
+    store(static_words() + JOIN_SPIN, min(MOST_JOIN_SPIN_NS, 2 * now + LEAST_SPIN_NS) if useful else max(now // 2, 1))
+    return 0
+
+
+@kernel
 def poll_lifeline(h, events, limit_ns):
     """Sleep until the kernel says that the lifeline is readable or writable; return its events."""
     entry = scratch()
@@ -176,7 +194,8 @@ def wait_arrived(h, limit_ns):
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    spin = min(spin_budget(h, RECV), limit_ns if joined else MOST_JOIN_SPIN_NS) if lane else 0
+    spin = min(spin_budget(h, RECV) if joined else join_budget(h), limit_ns) if lane else 0
+    began = now_ns()
     if spin > 0:
         came = spin_arrived_ns(h, spin)
     if not came and limit_ns > spin:
@@ -185,28 +204,13 @@ def wait_arrived(h, limit_ns):
         learn(h, now_ns() - before < load(h + _H.spin_ns))
     elif came:
         learn(h, 1)
+    if not joined:
+        learn_join(now_ns() - began < MOST_JOIN_SPIN_NS)
     _restore_thread(state)
     if load(h + _H.bell) >= WAITER and not load(h + _H.dead):
         settle(h)
     fetch_add(h + _H.users, -1)
     return came
-
-
-@kernel
-def spin_accept(fd, limit_ns, polite):
-    """Look for `limit_ns` whether a connection waits on a listener; return 1 as soon as there is one."""
-    entry = scratch()
-    store(entry, (fd & 0xFFFFFFFF) | POLLIN << 32)
-    if _poll(entry, 1, 0) != 0:
-        return 1
-    state = _save_thread()
-    end, came = now_ns() + limit_ns, 0
-    while came == 0 and now_ns() < end:
-        if polite:
-            _yield()
-        came = _poll(entry, 1, 0)
-    _restore_thread(state)
-    return 1 if came else 0
 
 
 @kernel

@@ -20,14 +20,16 @@ from typing import Any
 import _socket
 
 from shmstack._modes import Modes
-from shmstack.stack import directory, fork, names, parting, rendezvous, watch
+from shmstack.stack import directory, fork, listening, names, parting, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
 from shmstack.tcp.state import State
 
 _base: Any = lifeline.standard
-_tcp_families = (_stdlib.AF_INET, _stdlib.AF_INET6)
+# Without the enumerations, which are made anew at each look.
+_family, _type = _socket.socket.family.__get__, _socket.socket.type.__get__
+_tcp_families, _SOCK_STREAM, _IPPROTO_TCP = (_socket.AF_INET, _socket.AF_INET6), _socket.SOCK_STREAM, _socket.IPPROTO_TCP
 _unknown = True                       # to multiprocessing
 _held: dict[int, Endpoint] = {}       # cookie -> an endpoint of this process, for descriptors that come back to us
 
@@ -45,13 +47,14 @@ class _Kind(type):
 class socket(Modes, metaclass=_Kind):
     __doc__ = _base.__doc__
     __module__ = "shmstack.socket"
-    __slots__ = ("_listens", "_records")
+    __slots__ = ("_listens", "_patience", "_records")
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: Any = None) -> None:
         _base.__init__(self, family, type, proto, fileno)
         self._endpoint = self._parting = None
         self._records: tuple[int, list[str]] | None = None   # who published them, their paths
         self._listens: Stack | None = None
+        self._patience = rendezvous.ACCEPT_SPIN_NS
         if _unknown and "multiprocessing.reduction" in sys.modules:
             introduce()
         if fileno is not None and _held and self._may_accelerate():
@@ -59,9 +62,8 @@ class socket(Modes, metaclass=_Kind):
 
     def _may_accelerate(self) -> bool:
         # A subclass that reads the descriptor itself (ssl.SSLSocket) has a C object of its own for that.
-        return self.family in _tcp_families and _base.type.__get__(self) == _stdlib.SOCK_STREAM \
-            and self.proto in (0, _stdlib.IPPROTO_TCP) and not hasattr(self, "_sslobj") \
-            and not hasattr(self.__class__, "_create")
+        return _family(self) in _tcp_families and _type(self) == _SOCK_STREAM and self.proto in (0, _IPPROTO_TCP) \
+            and (self.__class__ is socket or not hasattr(self, "_sslobj") and not hasattr(self.__class__, "_create"))
 
     def _descriptor(self) -> int:
         return _base.fileno(self)
@@ -80,7 +82,6 @@ class socket(Modes, metaclass=_Kind):
     def _take(self, end: Endpoint) -> None:
         self._endpoint, end.owner = end, weakref.ref(self)
         self._handle = end.handle
-        end.cookie = lifeline.cookie(self)
         _held[end.cookie] = end
         end.set_limits(lifeline.limits(self))
         watch.taken(end)
@@ -142,7 +143,7 @@ class socket(Modes, metaclass=_Kind):
         if self._closed or not isinstance(address, tuple) or not self._may_accelerate():
             return None
         address = self._resolve(address)
-        return None if self._is_connected() else rendezvous.offer(self, address)
+        return rendezvous.offer(self, address)
 
     def _resolve(self, address: Any) -> Any:
         # The kernel's connect takes host names; ours needs the number, and one look-up must serve both.
@@ -161,7 +162,8 @@ class socket(Modes, metaclass=_Kind):
     def _connected(self, end: Endpoint) -> None:
         rendezvous.connected(end, self)
         self._take(end)
-        end.set_timeout(self.gettimeout())
+        if self.gettimeout() != end.timeout:                 # another thread set it meanwhile
+            end.set_timeout(self.gettimeout())
 
     def listen(self, *args: Any) -> None:
         _base.listen(self, *args)
@@ -170,10 +172,10 @@ class socket(Modes, metaclass=_Kind):
     def _list(self) -> None:
         # The record goes with whoever made it; those who inherited the listener or were passed it then make another.
         records = self._records
-        if records is not None and all(map(os.path.lexists, records[1])) or not self._may_accelerate():
+        if records is not None and all(map(directory.there, records[1])) or not self._may_accelerate():
             return
         try:
-            paths = rendezvous.publish(self)
+            paths = listening.publish(self)
             self._records, self._listens = (os.getpid(), paths), names.current(self) if paths else None
         except (OSError, ValueError):
             self._records = os.getpid(), []
@@ -183,11 +185,9 @@ class socket(Modes, metaclass=_Kind):
     def accept(self) -> tuple[socket, Any]:
         if self._records is not None or _base.getsockopt(self, _stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):
             self._list()
-        fd, address = self._accept()
+        fd, address, self._patience = rendezvous.accept(self, self._patience)
         self._list()                                          # it may have gone while we waited
-        made = socket(self.family, self.type, self.proto, fileno=fd)
-        if _stdlib.getdefaulttimeout() is None and self.gettimeout():
-            made.setblocking(True)
+        made = socket(_family(self), _type(self), self.proto, fileno=fd)
         if made._endpoint is None and made._may_accelerate():
             listener = self._listens or names.existing(self)
             end = rendezvous.adopt(made, listener)

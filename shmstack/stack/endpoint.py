@@ -15,7 +15,7 @@ from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.shm.layout import DIRECTION, PAIR, TCB
 from shmstack.shm.segment import Segment
-from shmstack.stack import stack as stacks
+from shmstack.stack import plans
 from shmstack.stack.attachment import endpoints
 from shmstack.stack.transfer import Transfer
 from shmstack.tcp.handle import HANDLE
@@ -78,6 +78,12 @@ class Endpoint(Transfer):
         if native.load(self.handle + _H.dead) or self.pid != os.getpid():
             return
         self.unwatch()
+        if self.offer is None:
+            done = native.finish(self.handle)
+            if done >= 0:
+                self.free_after = done == 1
+                endpoints.discard(self)
+                return
         self.serve()
         if not self.shut and not self.unread() and not self.held_by_others():
             self._leave_no_bytes()
@@ -99,10 +105,7 @@ class Endpoint(Transfer):
 
     def closed(self) -> None:
         """After the descriptor was closed: let a sleeping peer look."""
-        native = _native.call
-        native.ring_bell(self.tx + _D.bell, FUTEX, RING)
-        native.wake(self.rx + _D.bell)                        # threads of our own that wait on this handle
-        native.wake(self.tx + _D.stalled)
+        _native.call.ended(self.handle)
         self._done_with()
 
     def _done(self) -> None:
@@ -116,6 +119,7 @@ class Endpoint(Transfer):
         if self.free_after:
             self.free_after = False
             self.stack.release_pair(self.index)
+        plans.drop_if_alone(self.stack)
         self.open = False
 
     def withdraw(self) -> bool:
@@ -123,9 +127,7 @@ class Endpoint(Transfer):
         if self.offer is not None:
             _remove(self.offer)
             self.offer = None
-            if _native.call.cas(self.pair + _P.offer, self.generation, -1) == self.generation:
-                _native.call.store(self.pair + _P.state, stacks.WITHDRAWN)
-        return not self.joined
+        return bool(_native.call.withdraw(self.handle))
 
     def hand_back(self) -> None:
         """Leave both directions to the kernel for good, and the pair: the descriptor is somebody else's now.
@@ -182,6 +184,10 @@ class Endpoint(Transfer):
 
 def _bury(handle: int, where: Segment) -> None:
     # A thread may be asleep in a call on the socket, which has let go of its endpoint, or have found it a moment ago.
+    if not _graveyard and _alone() and not _native.call.load(handle + _H.users):
+        where.let_go(handle)
+        _native.call.free(handle)
+        return
     now = time.monotonic_ns()
     _graveyard.append((now, handle, where))
     for _ in range(len(_graveyard)):

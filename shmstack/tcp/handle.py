@@ -42,4 +42,22 @@ HANDLE = Struct("Handle", {
     "spin_now":   "ns: how long a wait of an adaptive handle spins at present",
     "held_spin":  "spins before the GIL is given up",
     "lowat":      "1: the lifeline was told to be writable only when it has little to send",
+    "offer":      "address of our entry on the listener's board, 0 if there is none",
+})
+
+# What this process knows of a stack, in memory that no other process can write.
+FACTS = Struct("Facts", {
+    "base":       "address of the segment",
+    "pairs":      "address of the first pair",
+    "rings":      "offset of the first ring",
+    "capacity":   "bytes of each ring",
+    "pairs_max":  "connection slots",
+    "memory_fd":  "descriptor of the segment",
+    "me":         "this process as a lock holder",
+    "waiters":    "address of the stack's waiters",
+    "waiter_size": "bytes from one waiter to the next",
+    "offers":     "address of the board",
+    "netns":      "cookie of the network namespace",
+    "pid":        "of this process",
+    "name":       (32, "full name"),
 })

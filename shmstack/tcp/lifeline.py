@@ -87,6 +87,12 @@ def _diag(namespace: int) -> Any:
     return made
 
 
+def link(namespace: int) -> int:
+    """Return the descriptor of this thread's netlink socket in a namespace, -1 if it can't be had."""
+    made = _diag(namespace)
+    return -1 if made is None else made.fileno()
+
+
 def forget() -> None:
     """Drop the netlink sockets (a child must not share its parent's)."""
     for made in _local.__dict__.pop("sockets", {}).values():

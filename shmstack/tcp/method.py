@@ -15,7 +15,7 @@ from numba import types
 
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import lane, loopback, wait
+from shmstack.tcp import budget, lane, loopback, wait
 from shmstack.tcp.codes import LOOK, PIECE
 from shmstack.tcp.handle import HANDLE
 
@@ -77,7 +77,7 @@ def quick_wait(h):
     timeout = load(h + _H.receive_ns)
     if timeout == 0:
         return 0
-    return wait.wait_arrived(h, SLICE_NS if timeout < 0 else wait.spin_budget(h, wait.RECV))
+    return wait.wait_arrived(h, SLICE_NS if timeout < 0 else budget.spin_budget(h, budget.RECV))
 
 
 @kernel

@@ -11,11 +11,12 @@ from __future__ import annotations
 from numba import types
 
 from shmstack._jit import (
-    cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, static_words, store, store_release, swap)
+    cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, store, store_release, swap)
 from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import barrier, now_ns, sleep
 from shmstack.ring.stream import lane_end, room
 from shmstack.shm.layout import DIRECTION, PAIR
+from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, spin_budget
 from shmstack.tcp.codes import EINTR, FULL, PIECE
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import failure
@@ -26,18 +27,14 @@ _D, _H, _P = DIRECTION.at, HANDLE.at, PAIR.at
 F_GETFL, O_NONBLOCK = 3, 0x800
 ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
-LEAST_SPIN_NS = 1_000
 MOST_ROOM_SPIN_NS = 200_000
 
-THREADS = 8 * 4                      # static word: address of what threads said, count | (thread, RECV, SEND) ...; or 0
-RECV, SEND = 8, 16
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
 _yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
 _fcntl = extern("fcntl", types.int32, types.int32, types.int32, types.int64)
-_self = extern("pthread_self", types.int64)
 
 
 @kernel
@@ -85,36 +82,6 @@ def spin_arrived_ns(h, limit_ns):
             _yield()
         else:
             pause()
-    return 0
-
-
-@kernel
-def own_budget(table, kind):
-    """Return what this thread said of its own waits (see `stack.threads`), in ns; -1 if nothing."""
-    me = _self()
-    for i in range(load(table)):
-        entry = table + 8 + 24 * i
-        if load(entry) == me:
-            return load(entry + kind)
-    return -1
-
-
-@kernel
-def spin_budget(h, kind):
-    """Return how long this wait, RECV or SEND, may spin, in ns."""
-    table = load(static_words() + THREADS)
-    if table != 0:
-        own = own_budget(table, kind)
-        if own >= 0:
-            return own
-    return load(h + _H.spin_now) if load(h + _H.adapts) else load(h + _H.spin_ns)
-
-
-@kernel
-def learn(h, useful):
-    """After a wait: spin longer next time if it was, or would have been, useful, and shorter if not."""
-    now, most = load(h + _H.spin_now), load(h + _H.spin_ns)
-    store(h + _H.spin_now, min(most, 2 * now + LEAST_SPIN_NS) if useful else now // 2)
     return 0
 
 
@@ -191,13 +158,15 @@ def wait_arrived(h, limit_ns):
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
     if joined and load(rx + _D.bell) == KERNEL:
         store_release(rx + _D.bell, load(h + _H.bell) if load(h + _H.bell) >= WAITER else RING)
-    lane = in_ring(h)
+    # Before the peer has joined too: its first answer then comes by the ring, and need not wake us.
+    lane = in_ring(h) or not joined
     if lane and spin_arrived(h, load(h + _H.held_spin)):
         return 1
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    spin = min(spin_budget(h, RECV), limit_ns) if lane else 0
+    spin = min(spin_budget(h, RECV) if joined else join_budget(h), limit_ns) if lane else 0
+    began = now_ns()
     if spin > 0:
         came = spin_arrived_ns(h, spin)
     if not came and limit_ns > spin and not (load(h + _H.timeout_ns) < 0 and nonblocking(h)):
@@ -206,6 +175,8 @@ def wait_arrived(h, limit_ns):
         learn(h, now_ns() - before < load(h + _H.spin_ns))
     elif came:
         learn(h, 1)
+    if not joined:
+        learn_join(now_ns() - began < MOST_JOIN_SPIN_NS)
     _restore_thread(state)
     if load(h + _H.bell) >= WAITER and not load(h + _H.dead):
         settle(h)

@@ -232,9 +232,8 @@ def established(facts, h):
     """The kernel has connected us: note it; return 0, or -1 if the pair was moved meanwhile: follow, and again."""
     pair = load(h + _H.pair)
     tcb = pair + PAIR_TCB
-    if load(tcb + _T.state) == _STATE_SYN_SENT:
+    if cas(tcb + _T.state, _STATE_SYN_SENT, _STATE_ESTABLISHED) == _STATE_SYN_SENT:      # or the other end was quicker
         note_addresses(load(h + _H.fd), pair, 0)
-        store_release(tcb + _T.state, _STATE_ESTABLISHED)
         if load_acquire(pair + _P.state) == MOVED:
             return -1
         fetch_add(load(facts + _F.base) + _CONNECTED, 1)
@@ -258,6 +257,8 @@ def claim(facts, index, generation, cookie, fd, timeout_ns, spin_ns, adapts):
     h = enter(facts, index, 1, fd, spin_ns, adapts)
     identify(facts, pair + PAIR_TCB + _TCB, number_of(fd, SO_COOKIE), _STATE_ESTABLISHED)
     note_addresses(fd, pair, 1)
+    if cas(pair + PAIR_TCB + _T.state, _STATE_SYN_SENT, _STATE_ESTABLISHED) == _STATE_SYN_SENT:
+        fetch_add(load(facts + _F.base) + _CONNECTED, 1)      # a client that doesn't block may never ask
     rest(h, timeout_ns)                                       # now the client may write to the ring
     store_release(pair + _P.state, ESTABLISHED)
     fetch_add(load(facts + _F.base) + _ACCEPTED, 1)

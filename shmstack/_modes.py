@@ -13,7 +13,8 @@ _base: Any = lifeline.standard
 class Modes(Calls):
     """The class with the fast calls, whose connection learns of its modes."""
 
-    __slots__ = ()
+    __slots__ = ("_buffers",)
+    _buffers: tuple[int, int]
 
     def settimeout(self, *args: Any) -> None:
         _base.settimeout(self, *args)
@@ -29,9 +30,20 @@ class Modes(Calls):
 
     def setsockopt(self, *args: Any) -> None:
         _base.setsockopt(self, *args)
-        if self._endpoint is None or args[0] != _stdlib.SOL_SOCKET:
+        if args[0] != _stdlib.SOL_SOCKET:
+            return
+        if args[1] in (_stdlib.SO_SNDBUF, _stdlib.SO_RCVBUF):
+            self._size(args[1])
+        if self._endpoint is None:
             return
         if args[1] in lifeline.LIMITS:
             self._endpoint.set_limits(lifeline.limits(self))
         elif args[1] == _stdlib.SO_RCVLOWAT and args[2] != 1:
             self._to_kernel()                                # only the kernel counts bytes before it wakes a reader
+
+    def _size(self, option: int) -> None:
+        size = _base.getsockopt(self, _stdlib.SOL_SOCKET, option)
+        send, receive = self._buffers
+        self._buffers = (size, receive) if option == _stdlib.SO_SNDBUF else (send, size)
+        if self._endpoint is not None:
+            self._endpoint.set_buffers(*self._buffers)

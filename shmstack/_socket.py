@@ -54,7 +54,7 @@ class socket(Modes, metaclass=_Kind):
         self._endpoint = self._parting = None
         self._records: tuple[int, list[str]] | None = None   # who published them, their paths
         self._listens: Stack | None = None
-        self._patience = rendezvous.ACCEPT_SPIN_NS
+        self._patience, self._buffers = rendezvous.ACCEPT_SPIN_NS, (0, 0)
         if _unknown and "multiprocessing.reduction" in sys.modules:
             introduce()
         if fileno is not None and _held and self._may_accelerate():
@@ -84,6 +84,8 @@ class socket(Modes, metaclass=_Kind):
         self._handle = end.handle
         _held[end.cookie] = end
         end.set_limits(lifeline.limits(self))
+        if self._buffers != (0, 0):
+            end.set_buffers(*self._buffers)
         watch.taken(end)
 
     def _drop(self) -> Endpoint | None:
@@ -188,6 +190,7 @@ class socket(Modes, metaclass=_Kind):
         fd, address, self._patience = rendezvous.accept(self, self._patience)
         self._list()                                          # it may have gone while we waited
         made = socket(_family(self), _type(self), self.proto, fileno=fd)
+        made._buffers = self._buffers                         # the kernel's are inherited too
         if made._endpoint is None and made._may_accelerate():
             listener = self._listens or names.existing(self)
             end = rendezvous.adopt(made, listener)

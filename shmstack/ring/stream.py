@@ -27,6 +27,13 @@ BOUNDS = 4                           # places for bounds; more than that are nev
 
 
 @kernel
+def window(direction, capacity):
+    """Return how many bytes may be unread in the ring: its capacity, or less if the program wants small buffers."""
+    most = load(direction + _D.window)
+    return most if 0 < most < capacity else capacity
+
+
+@kernel
 def room(direction, tail, capacity):
     """Return how many bytes fit behind position `tail`, as the head stands now, or -1 for an impossible head."""
     head = load_acquire(direction + _D.head)                                     # SYNC head

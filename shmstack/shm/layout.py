@@ -150,6 +150,8 @@ TCB = Struct("TCB", {
     "pid":        ("pid of that process", COPY),
     "arrived":    ("how many holders ever came to this pair", ZERO),
     "moves":      ("how often this end was moved to another stack", REBUILD),
+    "sndbuf":     ("SO_SNDBUF that the program set, 0 if it didn't", COPY),
+    "rcvbuf":     ("SO_RCVBUF that the program set, 0 if it didn't", COPY),
 }, size=128)
 
 DIRECTION = Struct("Direction", {
@@ -163,6 +165,7 @@ DIRECTION = Struct("Direction", {
     "nb":         ("bounds that the sender has set; odd: it now writes to the ring", COPY),
     "fin":        ("1: nothing comes after tail, 2: nobody wants more", COPY),
     "backed":     ("bytes of the ring that have memory behind them", REBUILD),
+    "window":     ("most bytes that may be unread in the ring, 0: what it holds", COPY),
     "stalled":    ("1: the sender sleeps on this word until there is room", ZERO),
     "kernel":     ("1: after the last bound everything is in the kernel lane, for good and uncounted", COPY),
     "run_start":  ("position at which the present run in the kernel lane began", COPY),

@@ -24,6 +24,7 @@ from shmstack.tcp.state import Event, State
 SYN_SENT = State.SYN_SENT
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
 _HAND_BACK_SECONDS = 0.5
+_RCVBUF = 1 << 17                                           # what Linux starts with (tcp_rmem)
 
 _GRACE_NS = 100_000_000
 _graveyard: deque[tuple[int, int, Segment]] = deque()       # handles that a thread may still be inside of, since when
@@ -159,6 +160,24 @@ class Endpoint(Transfer):
         native.ring_bell(self.tx + _D.bell, FUTEX, RING)
         self._done_with()
         endpoints.discard(self)
+
+    # ---- buffers
+
+    def set_buffers(self, send: int, receive: int) -> None:
+        """Follow SO_SNDBUF and SO_RCVBUF: what is under way is at most what one end and the other want.
+
+        Parameters
+        ----------
+        send, receive : bytes, as the kernel counts them; 0 if the program said nothing
+        """
+        native, stack = _native.call, self.stack
+        with self.still():
+            native.store(self.tcb + _T.sndbuf, send)
+            native.store(self.tcb + _T.rcvbuf, receive)
+            for side in range(2):
+                out = native.load(stack.tcb(self.index, side) + _T.sndbuf)
+                into = native.load(stack.tcb(self.index, 1 - side) + _T.rcvbuf) or _RCVBUF
+                native.store(stack.direction(self.index, side) + _D.window, out and out + into)
 
     # ---- fork
 

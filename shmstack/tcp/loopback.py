@@ -27,7 +27,7 @@ from shmstack.ring.bell import FUTEX, RING, WAITER
 from shmstack.ring.doorbell import barrier, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
-    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable)
+    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
     EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW, PIECE)
@@ -45,7 +45,7 @@ _MAP = WAITER_STRUCT.size
 def send_ring(h, tx, source, size):
     """Put what fits in the ring; return the count, -FULL or -NO_MEMORY."""
     tail, capacity = load(tx + _D.tail), load(h + _H.capacity)
-    free = cached_room(tx, tail, capacity, size)
+    free = cached_room(tx, tail, window(tx, capacity), size)
     if free <= 0:
         return -FULL if free == 0 else -ECONNRESET
     size = min(size, free, PIECE)

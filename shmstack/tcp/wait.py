@@ -14,7 +14,7 @@ from shmstack._jit import (
     cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, store, store_release, swap)
 from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import barrier, now_ns, sleep
-from shmstack.ring.stream import lane_end, room
+from shmstack.ring.stream import lane_end, room, window
 from shmstack.shm.layout import DIRECTION, PAIR
 from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, spin_budget
 from shmstack.tcp.codes import EINTR, FULL, PIECE
@@ -188,7 +188,8 @@ def wait_arrived(h, limit_ns):
 def has_room(h, size):
     """Return 1 if the ring that this end sends has room for `size` bytes, or the handle is dead."""
     tx = load(h + _H.tx)
-    return 1 if room(tx, load(tx + _D.tail), load(h + _H.capacity)) >= size or load(h + _H.dead) else 0
+    free = room(tx, load(tx + _D.tail), window(tx, load(h + _H.capacity)))
+    return 1 if free >= size or load(h + _H.dead) else 0
 
 
 @kernel
@@ -232,7 +233,8 @@ def wait_room(h, size, limit_ns):
     The receiver wakes a sleeping sender when a quarter of the ring is free, so `size` is at most that.
     """
     tx = load(h + _H.tx)
-    size = min(size, load(h + _H.capacity) // 4)
+    quarter = max(1, window(tx, load(h + _H.capacity)) // 4)
+    size = min(size, quarter)
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
@@ -241,7 +243,7 @@ def wait_room(h, size, limit_ns):
         swap(tx + _D.stalled, 1)
         barrier()                                                                # SYNC stalled
         signal = 0
-        if not has_room(h, load(h + _H.capacity) // 4):
+        if not has_room(h, quarter):
             signal = interrupted(sleep(tx + _D.stalled, 1, limit_ns))
         swap(tx + _D.stalled, 0)
         came = has_room(h, size)

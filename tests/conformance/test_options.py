@@ -272,3 +272,25 @@ def test_option_value_may_be_bytes_or_none_with_a_length(net):
     with pytest.raises(OSError) as null:
         client.setsockopt(TCP, socket.TCP_NODELAY, None, 4)
     assert null.value.errno == errno.EFAULT
+
+
+def test_small_buffers_bound_what_a_peer_that_does_not_read_is_sent(net):
+    with net.listener() as listener:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            listener.setsockopt(socket.SOL_SOCKET, option, 4096)
+        with net.socket.socket() as client:
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                client.setsockopt(socket.SOL_SOCKET, option, 4096)
+            client.connect(listener.getsockname())
+            server, _ = listener.accept()
+            with server:
+                for one, other in ((client, server), (server, client)):
+                    one.setblocking(False)
+                    sent = 0
+                    with pytest.raises(BlockingIOError):
+                        while True:
+                            sent += one.send(bytes(10_000))
+                    assert 0 < sent < 150_000
+                    other.setblocking(True)
+                    while sent:
+                        sent -= len(other.recv(10_000))

@@ -1,6 +1,6 @@
 """The socket class: the standard one, whose TCP connections on this host are accelerated.
 
-Here are its opening, its modes, its descriptors and its end; the calls that move bytes are in `_calls`.
+Here are its opening, its descriptors and its end; its modes are in `_modes`, the calls that move bytes in `_calls`.
 
 Who is given the descriptor may do anything with it.  So `fileno` *exposes* the connection: the peer then sends by the
 lifeline, where any poller and any reader finds the bytes, until a call of ours waits for input again, or one of our
@@ -19,8 +19,9 @@ from typing import Any
 
 import _socket
 
-from shmstack._calls import Calls
-from shmstack.stack import directory, fork, listening, names, rendezvous, watch
+from shmstack import _native
+from shmstack._modes import Modes
+from shmstack.stack import directory, fork, listening, names, parting, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
@@ -44,14 +45,14 @@ class _Kind(type):
         return type.__subclasscheck__(cls, kind) or (cls is socket and issubclass(kind, _base))
 
 
-class socket(Calls, metaclass=_Kind):
+class socket(Modes, metaclass=_Kind):
     __doc__ = _base.__doc__
     __module__ = "shmstack.socket"
     __slots__ = ("_listens", "_patience", "_records")
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: Any = None) -> None:
         _base.__init__(self, family, type, proto, fileno)
-        self._endpoint: Endpoint | None = None
+        self._endpoint = self._parting = None
         self._records: tuple[int, list[str]] | None = None   # who published them, their paths
         self._listens: Stack | None = None
         self._patience = rendezvous.ACCEPT_SPIN_NS
@@ -83,6 +84,8 @@ class socket(Calls, metaclass=_Kind):
         self._endpoint, end.owner = end, weakref.ref(self)
         self._handle = end.handle
         _held[end.cookie] = end
+        if _native.call.limited(end.fd):
+            end.set_limits(lifeline.limits(self))
         watch.taken(end)
 
     def _drop(self) -> Endpoint | None:
@@ -161,8 +164,9 @@ class socket(Calls, metaclass=_Kind):
     def _connected(self, end: Endpoint) -> None:
         rendezvous.connected(end, self)
         self._take(end)
-        if self.gettimeout() != end.timeout:                 # another thread set it meanwhile
-            end.set_timeout(self.gettimeout())
+        timeout = self.gettimeout()
+        if end.declared != (-1 if timeout is None else int(timeout * 1e9)):      # another thread set it meanwhile
+            end.set_timeout(timeout)
 
     def listen(self, *args: Any) -> None:
         _base.listen(self, *args)
@@ -196,33 +200,15 @@ class socket(Calls, metaclass=_Kind):
 
     accept.__doc__ = _base.accept.__doc__
 
-    # ---- modes
-    def settimeout(self, value: Any) -> None:
-        _base.settimeout(self, value)
-        self._mode()
-
-    def setblocking(self, flag: Any) -> None:
-        _base.setblocking(self, flag)
-        self._mode()
-
-    def _mode(self) -> None:
-        if self._endpoint is not None:
-            self._endpoint.set_timeout(self.gettimeout())
-
-    def setsockopt(self, *args: Any) -> None:
-        _base.setsockopt(self, *args)
-        if self._endpoint is not None and args[:2] == (_stdlib.SOL_SOCKET, _stdlib.SO_RCVLOWAT) and args[2] != 1:
-            self._to_kernel()                                # only the kernel counts bytes before it wakes a reader
+    # ---- descriptors
 
     def set_inheritable(self, inheritable: bool) -> None:
         if inheritable:
             self._to_kernel()                                # a program that is exec'd knows only the kernel socket
         _base.set_inheritable(self, inheritable)
 
-    # ---- descriptors
-
-    def fileno(self) -> int:
-        fd: int = _base.fileno(self)
+    def fileno(self, *args: Any) -> int:
+        fd: int = _base.fileno(self, *args)
         if self._endpoint is not None and fd >= 0:
             self._endpoint.expose()
         return fd
@@ -254,11 +240,12 @@ class socket(Calls, metaclass=_Kind):
 
     # ---- closing
 
-    def shutdown(self, how: int) -> None:
+    def shutdown(self, *args: Any) -> None:
         end = self._endpoint
+        how = args[0].__index__() if len(args) == 1 and hasattr(args[0], "__index__") else None
         if end is not None and how in (_stdlib.SHUT_WR, _stdlib.SHUT_RDWR):
             end.shutdown_send()
-        _base.shutdown(self, how)
+        _base.shutdown(self, *args)
         if end is not None and how in (_stdlib.SHUT_RD, _stdlib.SHUT_RDWR):
             end.shutdown_receive()
 
@@ -274,6 +261,11 @@ class socket(Calls, metaclass=_Kind):
             self._unlist()
         end = self._drop()
         if end is None:
+            _ss.close(self)
+            return
+        if parting.busy(end):
+            self._parting = end
+            parting.later(end)
             _ss.close(self)
             return
         end.close(self._reset_on_close)

@@ -171,7 +171,7 @@ DIRECTION = Struct("Direction", {
     "bound1":     ("", COPY), "bound2": ("", COPY), "bound3": ("", COPY),
     "_tx":        None,
     "tx_lock":    ("who sends: 0, owner (see ring.lock) or MOVED_LOCK", ZERO),
-    "head_cache": ("the senders' last sight of head", REBUILD),
+    "head_cache": ("before this position the ring is free, as the senders know", REBUILD),
     "_rx":        None,
     "rx_lock":    ("who receives", ZERO),
 }, size=6 * LINES)
@@ -202,7 +202,7 @@ WAITER = Struct("Waiter", {
     "owner":      "the process that has it, as a lock holder; 0: free",
     "uses":       "grows with each new owner",
     "_asleep":    None,
-    "asleep":     "1: the poller is in the kernel, or about to be",
+    "asleep":     "1: the poller is in the kernel, or about to be; 2: and each message must be an event there",
     "_summary":   None,
     "summary":    "1: some bit of the map is set",
 }, size=4 * LINES)                                       # followed by one bit an endpoint

@@ -57,6 +57,9 @@ class Attachment:
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
     origin: Any = None                                      # the pair where others may be that follow us, see migrate
     following = 0                                           # the thread that takes it to another stack
+    lent = False                                            # somebody was given the descriptor, and may set its modes
+    declared = -1                                           # the socket object's time-out, as in the handle
+    limits = (0, 0)                                         # SO_RCVTIMEO and SO_SNDTIMEO in ns, 0: none
     sleepers = 0                                            # threads that sleep in the kernel for its input
     offer: str | None = None                                # the record of our offer
     board: Stack | None = None                              # or where it stands
@@ -67,7 +70,8 @@ class Attachment:
                  timeout: float | None, spin: Spin, handle: int = 0) -> None:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
-        self.counted, self.timeout = handle != 0, timeout
+        self.inside = set[int]()                              # threads in slow calls
+        self.counted, self.declared = handle != 0, -1 if timeout is None else int(timeout * 1e9)
         self.handle = handle or native.enter(stack.facts, index, side, fd, spin.ns, spin.adapts)
         self._note()
         self.cookie = native.load(self.tcb + _T.cookie)       # of the lifeline
@@ -183,12 +187,22 @@ class Attachment:
 
     def set_timeout(self, timeout: float | None) -> None:
         """Follow `settimeout`.  Who doesn't block polls, so his input must be where the kernel sees it."""
-        native = _native.call
-        self.timeout = timeout
-        native.store(self.handle + _H.timeout_ns, -1 if timeout is None else int(timeout * 1e9))
+        self.declared = -1 if timeout is None else int(timeout * 1e9)
+        self.wait_at_most(self.declared)
         self.relax()
         for poller in self.watchers:
             poller.mode_changed(self)
+
+    def set_limits(self, limits: tuple[int, int]) -> None:
+        """Follow SO_RCVTIMEO and SO_SNDTIMEO: (receive, send) in ns, 0 for none."""
+        self.limits = limits
+        self.wait_at_most(_native.call.load(self.handle + _H.timeout_ns))
+
+    def wait_at_most(self, timeout: int) -> None:
+        """Tell the fast path how long a call may wait, and a receive in particular."""
+        native, handle = _native.call, self.handle
+        native.store(handle + _H.timeout_ns, timeout)
+        native.store(handle + _H.receive_ns, self.limits[0] or -1 if timeout < 0 else timeout)
 
     def relax(self) -> None:
         """Rest where input is expected while no call waits."""
@@ -213,8 +227,11 @@ class Attachment:
         """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
         for poller in self.watchers:
             poller.exposing(self)
-        self.exposed, self.exposed_at = True, _native.call.load(self.rx + _D.head)
+        self.lent = self.exposed = True
+        self.exposed_at = _native.call.load(self.rx + _D.head)
         self.rest(KERNEL)
+        if self.joined:
+            _native.call.lend(self.handle)                    # he may write there too
 
     def read_by_us(self) -> bool:
         """Return whether the program receives through us, or did since its last `fileno()`."""

@@ -109,10 +109,11 @@ class Endpoint(Transfer):
         self._done_with()
 
     def _done(self) -> None:
-        # The second end that is done with the pair frees it.
-        native = _native.call
-        before = native.fetch_or(self.pair + _P.closed, 1 << self.side)
-        self.free_after = before | 1 << self.side == 3 or not self.joined
+        # The second end that is done with the pair frees it, and nobody a second time.  Whether there is another end
+        # is asked first: once ours is noted the other may free the pair, and somebody take it anew.
+        native, mine, joined = _native.call, 1 << self.side, self.joined
+        before = native.fetch_or(self.pair + _P.closed, mine)
+        self.free_after = not before & mine and (before | mine == 3 or not joined)
 
     def _done_with(self) -> None:
         if self.free_after:
@@ -147,11 +148,14 @@ class Endpoint(Transfer):
         end = time.monotonic() + _HAND_BACK_SECONDS
         while self.unread() and time.monotonic() < end and not self.ask_spill():
             time.sleep(0.0005)
+        if native.load(self.handle + _H.lowat):
+            native.set_lowat(self.handle, 0)
         self.stack.count("handed_back")
         with self.still():
-            native.fetch_add(self.tcb + _T.holders, -1)
+            last = native.fetch_add(self.tcb + _T.holders, -1) <= 1
             native.store(self.handle + _H.dead, 1)
-            self._done()
+            if last:                                          # duplicates and other processes may hold this end still
+                self._done()
         native.ring_bell(self.tx + _D.bell, FUTEX, RING)
         self._done_with()
         endpoints.discard(self)

@@ -1,6 +1,6 @@
 """How the waits of one thread spin, where the thread says so itself (Onload's `thread_set_spin`).
 
-What nobody said anything about costs nothing: one word that is 0 (`tcp.wait.THREADS`) before a thread spins, one
+What nobody said anything about costs nothing: one word that is 0 (`tcp.budget.THREADS`) before a thread spins, one
 boolean before a poller does.  What a thread said stands in a small table that kernels search by the thread's number;
 a change makes a new table, and the old one stays, because another thread may be reading it.
 
@@ -23,7 +23,7 @@ from shmstack.stack import names
 # here to wait for.
 _WHERE = {SPIN_TCP_RECV: "tcp_recv", SPIN_TCP_SEND: "tcp_send", SPIN_SELECT: "select", SPIN_POLL: "poll",
           SPIN_EPOLL_WAIT: "epoll", SPIN_TCP_ACCEPT: "tcp_accept"}
-_THREADS = 4                                                # static word, see tcp.wait
+_THREADS = 4                                                # static word, see tcp.budget
 _DEFAULT_NS, _FOREVER_NS = 50_000, 1 << 60
 
 said = False                                                # whether any thread said anything

@@ -129,7 +129,7 @@ FUNCTIONS = (
     "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
     "take_pair release_pair point enter offer established claim withdraw unpost finish ended meet "
-    "spin_accept in_use").split()
+    "spin_accept in_use limited").split()
 
 
 def load() -> Any:

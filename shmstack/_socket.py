@@ -19,6 +19,7 @@ from typing import Any
 
 import _socket
 
+from shmstack import _native
 from shmstack._modes import Modes
 from shmstack.stack import directory, fork, listening, names, parting, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
@@ -83,7 +84,8 @@ class socket(Modes, metaclass=_Kind):
         self._endpoint, end.owner = end, weakref.ref(self)
         self._handle = end.handle
         _held[end.cookie] = end
-        end.set_limits(lifeline.limits(self))
+        if _native.call.limited(end.fd):
+            end.set_limits(lifeline.limits(self))
         if self._buffers != (0, 0):
             end.set_buffers(*self._buffers)
         watch.taken(end)
@@ -164,8 +166,9 @@ class socket(Modes, metaclass=_Kind):
     def _connected(self, end: Endpoint) -> None:
         rendezvous.connected(end, self)
         self._take(end)
-        if self.gettimeout() != end.timeout:                 # another thread set it meanwhile
-            end.set_timeout(self.gettimeout())
+        timeout = self.gettimeout()
+        if end.declared != (-1 if timeout is None else int(timeout * 1e9)):      # another thread set it meanwhile
+            end.set_timeout(timeout)
 
     def listen(self, *args: Any) -> None:
         _base.listen(self, *args)

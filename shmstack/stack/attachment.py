@@ -70,8 +70,8 @@ class Attachment:
                  timeout: float | None, spin: Spin, handle: int = 0) -> None:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
-        self.counted, self.timeout, self.inside = handle != 0, timeout, set[int]()   # threads in slow calls
-        self.declared = -1 if timeout is None else int(timeout * 1e9)
+        self.inside = set[int]()                              # threads in slow calls
+        self.counted, self.declared = handle != 0, -1 if timeout is None else int(timeout * 1e9)
         self.handle = handle or native.enter(stack.facts, index, side, fd, spin.ns, spin.adapts)
         self._note()
         self.cookie = native.load(self.tcb + _T.cookie)       # of the lifeline
@@ -187,7 +187,6 @@ class Attachment:
 
     def set_timeout(self, timeout: float | None) -> None:
         """Follow `settimeout`.  Who doesn't block polls, so his input must be where the kernel sees it."""
-        self.timeout = timeout
         self.declared = -1 if timeout is None else int(timeout * 1e9)
         self.wait_at_most(self.declared)
         self.relax()

@@ -176,8 +176,8 @@ def connected(end: Endpoint, sock: Any) -> None:
     """After the kernel's connect succeeded: note the addresses, and what the peer may write where."""
     if end.state != State.SYN_SENT:
         return
-    while _native.call.established(end.stack.facts, end.handle):
-        end.follow()
+    while _native.call.established(end.stack.facts, end.handle) and end.follow(must=False):
+        pass                                                  # moved meanwhile: what we noted may be lost
 
 
 # ---- accepting -----------------------------------------------------------------------------------------------

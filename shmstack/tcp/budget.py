@@ -62,6 +62,6 @@ def join_budget(h):
 @kernel
 def learn_join(useful):
     """After such a wait: spin longer the next time if it was, or would have been, useful, and shorter if not."""
-    now = load(static_words() + JOIN_SPIN)
+    now = load(static_words() + JOIN_SPIN) or MOST_JOIN_SPIN_NS
     store(static_words() + JOIN_SPIN, min(MOST_JOIN_SPIN_NS, 2 * now + LEAST_SPIN_NS) if useful else max(now // 2, 1))
     return 0

@@ -22,13 +22,15 @@ kernel socket is asked, because close and shutdown are done on it too.
 """
 from __future__ import annotations
 
-from shmstack._jit import fetch_or, kernel, load, load_acquire, store_release
+from numba import types
+
+from shmstack._jit import extern, fetch_or, kernel, load, load_acquire, store_release
 from shmstack.ring.bell import FUTEX, RING, WAITER
 from shmstack.ring.doorbell import barrier, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
-from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
+from shmstack.shm.layout import DIRECTION, PAGE, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
     EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW, PIECE)
 from shmstack.tcp.course import RING_LANE, WAKE, WAKE_BYTES, WAKE_WHOLE, choose_lane, spill, waiter_of
@@ -38,8 +40,24 @@ from shmstack.tcp.lane import (
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 _MAP = WAITER_STRUCT.size
+FIRST_BACKING = 1 << 14
+
+_fallocate = extern("fallocate", types.int32, types.int32, types.int32, types.int64, types.int64)
 
 # ---- sending -------------------------------------------------------------------------------------------------
+
+@kernel
+def extend(h, tx, end):
+    """Have memory behind the first `end` bytes of the ring, or more; return 1, 0 if there is none."""
+    there = max(0, load(tx + _D.backed))
+    if there >= end:
+        return 1
+    wanted = min(load(h + _H.capacity), max(4 * there, FIRST_BACKING, (end + PAGE - 1) // PAGE * PAGE))
+    if _fallocate(load(h + _H.memory_fd), 0, load(h + _H.tx_offset) + there, wanted - there):
+        return 0
+    store_release(tx + _D.backed, wanted)
+    return 1
+
 
 @kernel
 def send_ring(h, tx, source, size):
@@ -49,9 +67,8 @@ def send_ring(h, tx, source, size):
     if free <= 0:
         return -FULL if free == 0 else -ECONNRESET
     size = min(size, free, PIECE)
-    backed = load(tx + _D.backed)
-    if backed < capacity and (tail & (capacity - 1)) + size > backed:
-        return -NO_MEMORY                                    # not a part of it: another process may send in between
+    if load(tx + _D.backed) < capacity and not extend(h, tx, min(capacity, (tail & (capacity - 1)) + size)):
+        return -NO_MEMORY
     put(load(h + _H.tx_ring), capacity, tail, source, size)
     publish(tx, tail + size)
     return size

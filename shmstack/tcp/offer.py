@@ -26,7 +26,7 @@ _i, _i32 = types.int64, types.int32
 
 OFFERED, ESTABLISHED, MOVED = 1, 2, 3                         # PAIR.state
 EXDEV, EISCONN = 18, 106
-SO_COOKIE, SO_NETNS_COOKIE = 57, 71
+SO_COOKIE, SO_NETNS_COOKIE, SO_RCVTIMEO = 57, 71, 66          # the latter with 64-bit times, SO_SNDTIMEO follows
 WINDOW = 8                            # entries of a board that an offer may stand in
 AF_INET, IPPROTO_TCP = 2, 6
 SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST = 20, 1
@@ -55,6 +55,20 @@ def number_of(fd, option):
     store(answer, 0)
     store(answer + 8, 8)
     return load(answer) if _getsockopt(fd, 1, option, answer, answer + 8) == 0 else 0
+
+
+@kernel
+def limited(fd):
+    """Return 1 if receives or sends of a blocking socket end after some time (SO_RCVTIMEO, SO_SNDTIMEO)."""
+    answer = scratch()
+    for option in range(SO_RCVTIMEO, SO_RCVTIMEO + 2):
+        store(answer, 0)
+        store(answer + 8, 0)
+        store(answer + 16, 16)
+        _getsockopt(fd, 1, option, answer, answer + 16)
+        if load(answer) or load(answer + 8):
+            return 1
+    return 0
 
 
 @kernel
@@ -161,6 +175,7 @@ def identify(facts, tcb, cookie, state):
 def rest(h, timeout_ns):
     """Say for the first time where the input of this end is looked for: who doesn't block polls in the kernel."""
     store(h + _H.timeout_ns, timeout_ns)
+    store(h + _H.receive_ns, timeout_ns)
     swap(load(h + _H.rx) + _D.bell, KERNEL if timeout_ns == 0 else RING)
     return 0
 

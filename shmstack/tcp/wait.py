@@ -176,7 +176,7 @@ def wait_arrived(h, limit_ns):
     elif came:
         learn(h, 1)
     if not joined:
-        learn_join(now_ns() - began < MOST_JOIN_SPIN_NS)
+        learn_join(came > 0 and now_ns() - began < MOST_JOIN_SPIN_NS)
     _restore_thread(state)
     if load(h + _H.bell) >= WAITER and not load(h + _H.dead):
         settle(h)

@@ -18,7 +18,10 @@ from shmstack.stack.endpoint import Endpoint
 from shmstack.tcp import lifeline
 
 _base: Any = lifeline.standard
-_APART = _stdlib.MSG_OOB | _stdlib.MSG_ERRQUEUE     # what has queues of its own in the kernel; TCP ignores other flags
+# As plain integers: an IntFlag takes a microsecond to combine.
+_OOB, _PEEK, _TRUNC, _CLOEXEC = (
+    int(flag) for flag in (_stdlib.MSG_OOB, _stdlib.MSG_PEEK, _stdlib.MSG_TRUNC, _stdlib.MSG_CMSG_CLOEXEC))
+_APART = _OOB | int(_stdlib.MSG_ERRQUEUE)     # what has queues of its own in the kernel; TCP ignores other flags
 _Giveup: Any = vars(_stdlib)["_GiveupOnSendfile"]
 _PIECE = 1 << 18                      # bytes of a file that are in memory at a time
 
@@ -40,7 +43,7 @@ class Calls(_base):  # type: ignore[misc]
         if end is None:
             return _base.send(self, *args[:2])
         data, flags = source("send", args[:2])
-        if flags & _stdlib.MSG_OOB:
+        if flags & _OOB:
             return self._to_kernel().send(data, flags)
         return end.send(data, flags, *args[2:])
 
@@ -49,7 +52,7 @@ class Calls(_base):  # type: ignore[misc]
         if end is None:
             return _base.sendall(self, *args[:2])
         data, flags = source("sendall", args[:2])
-        if flags & _stdlib.MSG_OOB:
+        if flags & _OOB:
             return self._to_kernel().sendall(data, flags)
         end.send(data, flags, args[2] if len(args) > 2 else 0, whole=True)
         return None
@@ -132,7 +135,7 @@ class Calls(_base):  # type: ignore[misc]
         size, _, flags = numbers("recvmsg", args, 3)
         if flags & _APART:
             return _base.recvmsg(self, *args)
-        return self._message(size, flags), [], flags & _stdlib.MSG_CMSG_CLOEXEC, None
+        return self._message(size, flags), [], flags & _CLOEXEC, None
 
     def recvmsg_into(self, *args: Any) -> tuple[int, list[Any], int, Any]:
         if self._endpoint is None:
@@ -142,13 +145,13 @@ class Calls(_base):  # type: ignore[misc]
         if flags & _APART:
             return _base.recvmsg_into(self, *args)
         data = self._message(sum(memoryview(buffer).nbytes for buffer in args[0]), flags)
-        if not flags & _stdlib.MSG_TRUNC:
+        if not flags & _TRUNC:
             scatter(data, args[0])
-        return len(data), [], flags & _stdlib.MSG_CMSG_CLOEXEC, None
+        return len(data), [], flags & _CLOEXEC, None
 
     def _message(self, size: int, flags: int) -> bytes:
         # Unlike recv, which answers itself if no bytes are wanted, these ask the kernel, which waits for some to come.
-        return self._receive(size, flags) if size else self._receive(1, flags | _stdlib.MSG_PEEK)[:0]
+        return self._receive(size, flags) if size else self._receive(1, flags | _PEEK)[:0]
 
 
 _native.methods(Calls, "_handle", {

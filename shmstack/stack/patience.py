@@ -20,6 +20,7 @@ from shmstack.tcp.handle import HANDLE
 
 RECEIVE, SEND = 0, 1
 SLICE_NS = 100_000_000                                      # longest time without a look at the lifeline
+MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 _TIMEOUT = HANDLE.at.timeout_ns
 
 
@@ -43,7 +44,7 @@ class Patience:
     """
 
     def __init__(self, end: Any, flags: int, which: int) -> None:
-        self._end, self._which, self._dontwait = end, which, bool(flags & socket.MSG_DONTWAIT)
+        self._end, self._which, self._dontwait = end, which, bool(flags & MSG_DONTWAIT)
         self._timeout = timeout = end.declared
         self._asked = False
         self._stop = time.monotonic_ns() + timeout if timeout > 0 else 0

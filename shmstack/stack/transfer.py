@@ -24,6 +24,8 @@ from shmstack.tcp.codes import FULL, LOCKED, LOOK, NO_MEMORY, OVERFLOW
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.state import Event
 
+MSG_NOSIGNAL, MSG_PEEK, MSG_WAITALL = (
+    int(flag) for flag in (socket.MSG_NOSIGNAL, socket.MSG_PEEK, socket.MSG_WAITALL))     # an IntFlag is slow
 _H, _D = HANDLE.at, DIRECTION.at
 _EAGAIN = errno.EAGAIN
 _POLLIN, _POLLOUT = 1, 4
@@ -120,7 +122,7 @@ class Transfer(Attachment):
 
     def sending_error(self, number: int, flags: int) -> OSError:
         """Return the exception for a failed send, after SIGPIPE if the caller is due one."""
-        if number == errno.EPIPE and not flags & socket.MSG_NOSIGNAL:
+        if number == errno.EPIPE and not flags & MSG_NOSIGNAL:
             signal.raise_signal(signal.SIGPIPE)
         return error(number)
 
@@ -162,7 +164,7 @@ class Transfer(Attachment):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Receive up to `size` bytes."""
-        room = bytearray(min(size, _PIECE) if not flags & socket.MSG_WAITALL else size)
+        room = bytearray(min(size, _PIECE) if not flags & MSG_WAITALL else size)
         got = self.recv_into(room, len(room), flags)
         del room[got:]
         return bytes(room)
@@ -173,8 +175,8 @@ class Transfer(Attachment):
 
     def _recv_into(self, buffer: Any, size: int, flags: int) -> int:
         native, handle, wait = _native.call, self.handle, Patience(self, flags, RECEIVE)
-        whole = flags & socket.MSG_WAITALL and wait.blocks and not flags & socket.MSG_PEEK
-        flags &= ~socket.MSG_WAITALL
+        whole = flags & MSG_WAITALL and wait.blocks and not flags & MSG_PEEK
+        flags &= ~MSG_WAITALL
         got, ask, tries = 0, 0, 0
         while True:
             new: int = native.recv_buffer(handle, buffer, got, size - got, flags, ask)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ OURS, PLAIN = "shmstack.socket", "socket"
 
 def _environment(**more):
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("EF_", "SHMSTACK_"))}
-    # Found however the tests found it: installed, or on the path of this process.
-    root = str(Path(shmstack.__file__).parent.parent)
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH")]))
+    # Found however the tests found it: installed, where each Python of that environment finds it, or by the path.
+    root = Path(shmstack.__file__).parent.parent
+    if root not in map(Path, sysconfig.get_paths().values()):
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environ.get("PYTHONPATH")]))
     return {**environ, **more}
 
 

@@ -64,6 +64,27 @@ def dial_tcp(cfg: dict[str, Any], address: Any) -> Channel:
     return over_socket(sock, cfg["spin"], cfg.get("nodelay", True))
 
 
+def serve_jit(cfg: dict[str, Any], ready: Ready) -> Channel:
+    """Accept one TCP connection for a compiled loop."""
+    from perf.jitted import JitChannel
+
+    socket = importlib.import_module(cfg["module"])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(WAIT_S)
+        ready(listener.getsockname()[1])
+        sock, _ = listener.accept()
+    sock.setblocking(True)
+    return JitChannel(sock)
+
+
+def dial_jit(cfg: dict[str, Any], address: Any) -> Channel:
+    """Connect to it."""
+    from perf.jitted import JitChannel
+
+    socket = importlib.import_module(cfg["module"])
+    return JitChannel(socket.create_connection(("127.0.0.1", address)))
+
+
 def serve_unix(cfg: dict[str, Any], ready: Ready) -> Channel:
     """Accept one AF_UNIX stream."""
     import socket

@@ -132,7 +132,7 @@ def latency_row(
     row.max = max(one[3] for one in each)
     row.value, row.rounds = row.p50, [one[0] for one in each]
     trips = sum(len(one) for one in samples)
-    if pair.transport.kind == "lines":
+    if pair.transport.kind in ("lines", "jit"):
         trips *= 10
         row.note = "means of ten round trips"
     if pair.transport.kind != "sockperf":  # its processes are not the workers

@@ -38,10 +38,11 @@ def _compile(name: str, function: Any) -> str:
 def _module() -> Any:
     from llvmlite import binding
 
-    from shmstack.tcp import entry, method
+    from shmstack.tcp import entry, method, nopython
 
     entries = dict(entry.FUNCTIONS)
     entries.update({f"method_{name}": function for name, (function, _) in method.METHODS.items()})
+    entries.update(nopython.EXPORTS)
     whole = None
     for name, function in entries.items():
         part = binding.parse_assembly(_compile(name, function))

@@ -6,7 +6,7 @@ Addresses are integers.  The same source runs in three ways:
 
 * compiled ahead of time into one native library (`_build` writes it, `_native` loads it): a program that uses
   sockets imports neither numba nor numpy;
-* inlined into a user's own `numba.njit` code, through `shmstack.jit`;
+* the same library called from a user's own `numba.njit` code, through `shmstack.jit`;
 * as plain Python under ``NUMBA_DISABLE_JIT=1``, where tests step through every interleaving of two kernels.
 
 For the third, each atomic is an ordinary Python function with a numba `overload`; a bare `intrinsic` can't be
@@ -124,6 +124,17 @@ def _pause(context):  # type: ignore[no-untyped-def]
     return types.void(), generate
 
 
+@intrinsic
+def _prefetch(context, address):  # type: ignore[no-untyped-def]
+    def generate(context, builder, _signature, args):  # type: ignore[no-untyped-def]
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), (byte, _I32, _I32, _I32))
+        hint = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
+        builder.call(hint, (builder.inttoptr(args[0], byte), _I32(0), _I32(3), _I32(1)))
+        return context.get_dummy_value()
+    return types.void(_i64), generate
+
+
 def _word(address: int) -> ctypes.c_int64:
     return ctypes.c_int64.from_address(address)
 
@@ -182,6 +193,10 @@ def pause() -> None:
     """Tell the core that this is a spin loop (67 cycles on Zen 4: never the first thing a spinner does)."""
 
 
+def prefetch(address: int) -> None:
+    """Have the line at `address` fetched: it will be read soon."""
+
+
 def copy(to: int, source: int, size: int) -> int:
     """Copy `size` bytes between two addresses that don't overlap."""
     ctypes.memmove(to, source, size)
@@ -199,6 +214,7 @@ overload(swap)(lambda address, value: lambda address, value: _swap(address, valu
 overload(fetch_add)(lambda address, value: lambda address, value: _fetch_add(address, value))
 overload(fetch_or)(lambda address, value: lambda address, value: _fetch_or(address, value))
 overload(pause)(lambda: lambda: _pause())
+overload(prefetch)(lambda address: lambda address: _prefetch(address))
 overload(copy)(lambda to, source, size: lambda to, source, size: _memcpy(to, source, size))
 
 

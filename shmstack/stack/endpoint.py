@@ -133,12 +133,14 @@ class Endpoint(Transfer):
     def hand_back(self) -> None:
         """Leave both directions to the kernel for good, and the pair: the descriptor is somebody else's now.
 
-        What the peer has not read yet stays in the ring for it.  What we have not read its process moves to the
-        lifeline, at its next call at the latest; this waits for that, for a while.
+        What the peer has not read yet moves to the lifeline, as far as there is room: the peer may leave too, and then
+        nobody would move it.  What we have not read its process moves there, at its next call at the latest; this waits
+        for that, for a while.
         """
         native = _native.call
         self.unwatch()
         self.withdraw()
+        self._leave_no_bytes()
         with self.still():
             if native.load(self.tx + _D.nb) & 1:
                 self._through(self.tx + _D.rx_lock)
@@ -194,7 +196,7 @@ class Endpoint(Transfer):
         _native.call.store(self.handle + _H.users, 0)
 
     def __del__(self) -> None:
-        if getattr(self, "handle", 0):
+        if getattr(self, "handle", 0) and os is not None:     # it is at the very end of the interpreter
             if self.open and self.pid == os.getpid():
                 self.close()
                 self.closed()

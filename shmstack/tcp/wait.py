@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import types
 
 from shmstack._jit import (
-    cas, extern, fetch_add, kernel, load, load_acquire, pause, scratch, store, store_release, swap)
+    cas, extern, fetch_add, kernel, load, load_acquire, pause, prefetch, scratch, store, store_release, swap)
 from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import barrier, now_ns, sleep
 from shmstack.ring.stream import lane_end, room, window
@@ -61,9 +61,11 @@ def in_ring(h):
 @kernel
 def spin_arrived(h, spins):
     """Look `spins` times; return 1 as soon as something arrived."""
+    next_byte = load(h + _H.rx_ring) + (load(load(h + _H.rx) + _D.head) & (load(h + _H.capacity) - 1))
     for _ in range(spins):
         if arrived(h):
             return 1
+        prefetch(next_byte)
     return 0
 
 
@@ -207,13 +209,8 @@ def spin_room(h, size, limit_ns):
 
 
 @kernel
-def send_all(h, source, size):
-    """Send a large message, spinning while the ring is full; return the count, or as `send_some` if it is none.
-
-    Call with the GIL; it is released meanwhile.
-    """
-    fetch_add(h + _H.users, 1)
-    state = _save_thread()
+def send_spinning(h, source, size):
+    """Do what `send_all` does, without regard to the GIL."""
     sent, more = 0, 1
     while sent < size and more > 0:
         more = send_pieces(h, source + sent, size - sent, 0)
@@ -221,9 +218,21 @@ def send_all(h, source, size):
             sent += more
         elif more == -FULL and load(h + _H.timeout_ns) != 0:
             more = spin_room(h, min(size - sent, PIECE), min(spin_budget(h, SEND), MOST_ROOM_SPIN_NS))
+    return sent if sent > 0 or more == 0 else more
+
+
+@kernel
+def send_all(h, source, size):
+    """Send a large message, spinning while the ring is full; return the count, or as `send_some` if it is none.
+
+    Call with the GIL; it is released meanwhile.
+    """
+    fetch_add(h + _H.users, 1)
+    state = _save_thread()
+    sent = send_spinning(h, source, size)
     _restore_thread(state)
     fetch_add(h + _H.users, -1)
-    return sent if sent > 0 or more == 0 else more
+    return sent
 
 
 @kernel

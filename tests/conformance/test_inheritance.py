@@ -39,6 +39,16 @@ def test_subprocess_reads_and_writes_an_inherited_socket(net):
     assert receive_exactly(client, 17) == b", then the parent"
 
 
+@pytest.mark.parametrize("size", [5000, 200_000])
+def test_bytes_under_way_survive_both_ends_being_made_inheritable(net, size):
+    client, server = net.pair()
+    client.sendall(pattern(size))
+    assert receive_exactly(server, 1000) == pattern(size)[:1000]
+    client.set_inheritable(True)
+    server.set_inheritable(True)
+    assert receive_exactly(server, size - 1000) == pattern(size)[1000:]
+
+
 def test_subprocess_gets_a_socket_by_pass_fds(net):
     client, server = net.pair()
     client.sendall(b"passed")

@@ -27,6 +27,11 @@ def _environment(**more):
     return {**environ, **more}
 
 
+def _before(place):
+    """The tests' own module path with `place` first, as PYTHONPATH."""
+    return os.pathsep.join(filter(None, [str(place), _environment().get("PYTHONPATH")]))
+
+
 def launch(*words, cwd="/", **more):       # not in the checkout: `-m` would look there first
     return subprocess.run([sys.executable, "-m", "shmstack", "run", *words], env=_environment(**more), cwd=cwd,
                           capture_output=True, text=True, check=False, timeout=120)
@@ -224,7 +229,7 @@ def test_looking_for_ssl_does_not_lose_it():
 
 def test_path_is_the_programs_own(tmp_path):
     code = "import os, sys; print(sys.path[1], os.environ['PYTHONPATH']); print('_site' in ' '.join(sys.path))"
-    first, inherited, seen = python(code, PYTHONPATH=f"{tmp_path}:{_environment()['PYTHONPATH']}")
+    first, inherited, seen = python(code, PYTHONPATH=_before(tmp_path))
     assert (first, seen) == (str(tmp_path), "False")
     assert inherited.startswith(f"{SITE}:{tmp_path}")
 
@@ -232,14 +237,14 @@ def test_path_is_the_programs_own(tmp_path):
 def test_sitecustomize_of_the_user_runs(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import os; 'SHMSTACK_RUN' in os.environ and print('mine', __file__)")
     out = python("import sitecustomize; print(sitecustomize.__file__); " + WHICH,
-                 PYTHONPATH=f"{tmp_path}:{_environment()['PYTHONPATH']}")
+                 PYTHONPATH=_before(tmp_path))
     file = str(tmp_path / "sitecustomize.py")
     assert out == ["mine", file, file, OURS]
 
 
 def test_failing_sitecustomize_is_reported_as_ever(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import no_such_module")
-    path = f"{tmp_path}:{_environment()['PYTHONPATH']}"
+    path = _before(tmp_path)
     alone = subprocess.run([sys.executable, "-c", WHICH], env=_environment(PYTHONPATH=path), capture_output=True,
                            text=True, check=True)
     done = launch("--", sys.executable, "-c", WHICH, PYTHONPATH=path)

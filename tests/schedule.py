@@ -23,7 +23,7 @@ SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or
           "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken", "queued"}
 # Kernels that ask the operating system; a Memory answers in their place, as it does for C functions.
 OUTSIDE = {"sleep", "wake", "barrier", "spin_budget", "failure", "now_ns", "pause", "poll_lifeline", "kernel_written",
-           "kernel_taken", "queued", "acknowledge", "keep_short", "interrupted", "nonblocking"}
+           "kernel_taken", "queued", "fence", "acknowledge", "keep_short", "interrupted", "nonblocking"}
 MASK = (1 << 64) - 1
 
 
@@ -96,7 +96,7 @@ class Memory:
 
     def __init__(self, areas=None, lifeline=1 << 30):
         self.cells, self.areas, self.lanes, self.limit = {}, areas, {}, lifeline
-        self.written, self.taken, self.now = Counter(), Counter(), 0
+        self.written, self.taken, self.now, self.running = Counter(), Counter(), 0, None
 
     def check(self, address, size=8):
         if self.areas is not None and not any(at <= address and address + size <= at + n for at, n in self.areas):
@@ -207,7 +207,8 @@ class Memory:
     def _barrier(self, *_):
         return 0
 
-    _pause = _wake = _acknowledge = _keep_short = _sched_yield = _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
+    _pause = _fence = _wake = _acknowledge = _keep_short = _sched_yield = _barrier
+    _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
 
 
 class Sleeps(Exception):
@@ -279,7 +280,7 @@ def _one(scene, choices, preemptions):
         chosen = options[number]
         if running in ready and chosen != running and left is not None:
             left -= 1
-        running = chosen
+        running = memory.running = chosen
         actors[chosen].step(memory, actors)
     if any(not actor.done for actor in actors):
         return "sleeps for ever", taken

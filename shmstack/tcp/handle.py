@@ -41,6 +41,8 @@ HANDLE = Struct("Handle", {
     "adapts":     "1: a spin yields the core, and grows and shrinks with its success",
     "spin_now":   "ns: how long a wait of an adaptive handle spins at present",
     "held_spin":  "spins before the GIL is given up",
+    "awake":      "waits that ended without a sleep, since the last sleep",
+    "held_vain":  "how often in a row those were in vain",
     "lowat":      "1: the lifeline was told to be writable only when it has little to send",
     "offer":      "address of our entry on the listener's board, 0 if there is none",
 })

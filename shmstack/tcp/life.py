@@ -20,8 +20,8 @@ from shmstack.ring.lock import take, unlock
 from shmstack.shm.layout import DIRECTION, HEADER, OFFER, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, TCB
 from shmstack.tcp.handle import FACTS, HANDLE
 from shmstack.tcp.lane import failure
+from shmstack.tcp.spin import in_ring
 from shmstack.tcp.state import Event, after
-from shmstack.tcp.wait import in_ring
 
 _D, _F, _H, _HD, _O, _P, _T = DIRECTION.at, FACTS.at, HANDLE.at, HEADER.at, OFFER.at, PAIR.at, TCB.at
 _WAY, _TCB, _HANDLE = DIRECTION.size, TCB.size, HANDLE.size

@@ -26,7 +26,7 @@ from numba import types
 
 from shmstack._jit import extern, fetch_or, kernel, load, load_acquire, store_release
 from shmstack.ring.bell import FUTEX, RING, WAITER
-from shmstack.ring.doorbell import barrier, ring_bell
+from shmstack.ring.doorbell import barrier, before_bell, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
@@ -87,6 +87,7 @@ def overflow(h, tx, source, size, flags):
 @kernel
 def announce(h, tx):
     """Wake the receiver, if it said that it sleeps, after bytes were published (SYNC asleep)."""
+    before_bell(tx)
     bell = load_acquire(tx + _D.bell)
     if bell == RING:
         return 0

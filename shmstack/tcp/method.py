@@ -15,7 +15,7 @@ from numba import types
 
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import budget, lane, loopback, wait
+from shmstack.tcp import budget, lane, loopback, spin, wait
 from shmstack.tcp.codes import LOOK, PIECE
 from shmstack.tcp.handle import HANDLE
 
@@ -92,7 +92,7 @@ def quick_recv(h, to, size):
 @kernel
 def may_be_quick(h):
     """Return 1 if the next receive can be answered from the ring, with the bytes or a wait of known kind."""
-    return 1 if wait.in_ring(h) and load(h + _H.failed) == 0 else 0
+    return 1 if spin.in_ring(h) and load(h + _H.failed) == 0 else 0
 
 
 @kernel
@@ -114,7 +114,7 @@ def peer_takes(h):
 def waiting(h):
     """Return how many bytes there are to receive in the lane that comes next, 0 if none came in a moment."""
     rx = load(h + _H.rx)
-    if not wait.in_ring(h):
+    if not spin.in_ring(h):
         return lane.queued(h)
     if load_acquire(rx + _D.tail) == load(rx + _D.head) and quick_wait(h) == 0:
         return 0

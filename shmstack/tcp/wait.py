@@ -3,18 +3,17 @@
 Every wait is bounded: `limit_ns` at most, after which the caller looks at the lifeline, the time-out and pending
 signals, and comes back.  So a killed peer is noticed within one slice, whatever it left in shared memory.
 
-The GIL is kept for the first spins (an answer from the other core is there in less time than giving it up and
-taking it back) and released for everything longer.
+How long a spin is, and when it yields the core, is told in `tcp.budget`.  The GIL is kept for the first looks (an answer
+from the other core is there in less time than giving it up and taking it back) and released for everything longer.
 """
 from __future__ import annotations
 
 from numba import types
 
-from shmstack._jit import (
-    cas, extern, fetch_add, kernel, load, load_acquire, pause, prefetch, scratch, store, store_release, swap)
+from shmstack._jit import cas, extern, fetch_add, kernel, load, load_acquire, scratch, store, store_release, swap
 from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
-from shmstack.ring.doorbell import barrier, now_ns, sleep
-from shmstack.ring.stream import lane_end, room, window
+from shmstack.ring.doorbell import after_bell, barrier, now_ns, sleep
+from shmstack.ring.stream import window
 from shmstack.shm.layout import DIRECTION, PAIR
 from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, spin_budget
 from shmstack.tcp.codes import EINTR, FULL, PIECE
@@ -22,6 +21,7 @@ from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import failure
 from shmstack.tcp.loopback import send_pieces
 from shmstack.tcp.loopback import mark
+from shmstack.tcp.spin import arrived, has_room, in_ring, spin_arrived_ns, spin_held, spin_room, stays_awake
 
 _D, _H, _P = DIRECTION.at, HANDLE.at, PAIR.at
 F_GETFL, O_NONBLOCK = 3, 0x800
@@ -32,59 +32,8 @@ MOST_ROOM_SPIN_NS = 200_000
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
-_yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
 _fcntl = extern("fcntl", types.int32, types.int32, types.int32, types.int64)
-
-
-@kernel
-def arrived(h):
-    """Return 1 if a receive would find something new: bytes, a bound, the end, or a dead handle."""
-    rx = load(h + _H.rx)
-    if load_acquire(rx + _D.tail) != load(rx + _D.head):                         # SYNC tail
-        return 1
-    if load_acquire(rx + _D.nb) != load(rx + _D.passed) or load_acquire(rx + _D.fin):
-        return 1
-    return load(h + _H.dead)
-
-
-@kernel
-def in_ring(h):
-    """Return 1 if the next byte to be received comes by the ring, as far as is known now."""
-    rx = load(h + _H.rx)
-    lane = load(rx + _D.passed) & 1
-    if lane_end(rx) == load(rx + _D.head):
-        lane = 1 - lane
-    return lane
-
-
-@kernel
-def spin_arrived(h, spins):
-    """Look `spins` times; return 1 as soon as something arrived."""
-    next_byte = load(h + _H.rx_ring) + (load(load(h + _H.rx) + _D.head) & (load(h + _H.capacity) - 1))
-    for _ in range(spins):
-        if arrived(h):
-            return 1
-        prefetch(next_byte)
-    return 0
-
-
-@kernel
-def spin_arrived_ns(h, limit_ns):
-    """Look for `limit_ns`; return 1 as soon as something arrived.
-
-    Who didn't ask to spin lets others run between two looks: the peer itself may be waiting for this very core.
-    """
-    end, polite = now_ns() + limit_ns, load(h + _H.adapts)
-    while now_ns() < end:
-        for _ in range(64):
-            if arrived(h):
-                return 1
-        if polite:
-            _yield()
-        else:
-            pause()
-    return 0
 
 
 @kernel
@@ -119,8 +68,9 @@ def sleep_arrived(h, limit_ns):
     bell = rx + _D.bell
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
     if in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head)):
+        store(h + _H.awake, 0)
         swap(bell, FUTEX)
-        barrier()                                                                # SYNC asleep
+        after_bell(rx)                                                           # SYNC asleep
         signal = 0
         if not arrived(h):
             signal = interrupted(sleep(bell, FUTEX, limit_ns))
@@ -129,7 +79,7 @@ def sleep_arrived(h, limit_ns):
             return 1
         return -EINTR if signal else 0
     swap(bell, KERNEL)
-    barrier()
+    after_bell(rx)
     if in_ring(h) and arrived(h):
         events = 1
     else:
@@ -143,7 +93,7 @@ def settle(h):
     """After a wait: the poller that looks after this endpoint takes over again, and looks once."""
     bell = load(h + _H.bell)
     store_release(load(h + _H.rx) + _D.bell, bell)
-    barrier()                                                                    # SYNC asleep
+    after_bell(load(h + _H.rx))                                                  # SYNC asleep
     waiter = load(h + _H.waiters) + (bell - WAITER & 63) * load(h + _H.waiter_size)
     mark(waiter, 2 * load(h + _H.pair_index) + load(h + _H.side))
     return 0
@@ -162,7 +112,7 @@ def wait_arrived(h, limit_ns):
         store_release(rx + _D.bell, load(h + _H.bell) if load(h + _H.bell) >= WAITER else RING)
     # Before the peer has joined too: its first answer then comes by the ring, and need not wake us.
     lane = in_ring(h) or not joined
-    if lane and spin_arrived(h, load(h + _H.held_spin)):
+    if lane and spin_held(h):
         return 1
     fetch_add(h + _H.users, 1)
     state = _save_thread()
@@ -177,6 +127,7 @@ def wait_arrived(h, limit_ns):
         learn(h, now_ns() - before < load(h + _H.spin_ns))
     elif came:
         learn(h, 1)
+        stays_awake(h)
     if not joined:
         learn_join(came > 0 and now_ns() - began < MOST_JOIN_SPIN_NS)
     _restore_thread(state)
@@ -184,28 +135,6 @@ def wait_arrived(h, limit_ns):
         settle(h)
     fetch_add(h + _H.users, -1)
     return came
-
-
-@kernel
-def has_room(h, size):
-    """Return 1 if the ring that this end sends has room for `size` bytes, or the handle is dead."""
-    tx = load(h + _H.tx)
-    free = room(tx, load(tx + _D.tail), window(tx, load(h + _H.capacity)))
-    return 1 if free >= size or load(h + _H.dead) else 0
-
-
-@kernel
-def spin_room(h, size, limit_ns):
-    """Look for room for `limit_ns`; return 1 as soon as there is room for `size` bytes."""
-    end, polite = now_ns() + limit_ns, load(h + _H.adapts)
-    while now_ns() < end:
-        for _ in range(16):
-            if has_room(h, size):
-                return 1
-            pause()
-        if polite:
-            _yield()
-    return 0
 
 
 @kernel

@@ -92,7 +92,13 @@ class Memory:
     ----------
     areas : (first address, size) of everything that may be touched; None: all
     lifeline : bytes that the kernel lane takes before it says EAGAIN
+
+    Attributes
+    ----------
+    polls : whether a poll of the lifeline sleeps until something comes there; else it always finds something
     """
+
+    polls = False
 
     def __init__(self, areas=None, lifeline=1 << 30):
         self.cells, self.areas, self.lanes, self.limit = {}, areas, {}, lifeline
@@ -256,8 +262,15 @@ class _Actor:
                 if other.word == args[0]:
                     other.word, answer = None, answer + 1
                     other.advance(memory, 0)
+        elif operation == "poll_lifeline" and memory.polls and not memory.do("queued", args[0]):
+            self.word = memory.word(args[0] + HANDLE.at.fd) ^ 1, "sends"
+            return
         else:
             answer = memory.do(operation, *args)
+            for other in actors if operation == "send" else ():
+                if other.word == (args[0], "sends"):
+                    other.word = None
+                    other.advance(memory, 1)
         self.advance(memory, answer)
 
 

@@ -5,6 +5,7 @@
     RING     it reads the ring, or will when it next looks: nobody needs waking
     FUTEX    it sleeps on this very word
     KERNEL   it looks at the lifeline only (asleep in poll, or some foreign code has the descriptor): send there
+    DEEP     it sleeps in poll on the lifeline after a long wait, and reads the ring once it is awake: wake it there
     WAITER+w its poller number w looks after it: set the endpoint's bit; if the poller sleeps, send there
 
 So a message to a receiver that sleeps in the kernel *is* its own wake-up call: it travels in the kernel lane.

@@ -23,7 +23,7 @@ from shmstack.tcp.state import Event, State
 
 SYN_SENT = State.SYN_SENT
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
-_HAND_BACK_SECONDS = 0.5
+_HAND_BACK_SECONDS = 1.0            # a peer sleeps no longer than 0.8 beside threads that may have sent
 _RCVBUF = 1 << 17                                           # what Linux starts with (tcp_rmem)
 
 _GRACE_NS = 100_000_000
@@ -194,6 +194,7 @@ class Endpoint(Transfer):
         self.pid = os.getpid()
         _native.call.store(self.handle + _H.me, self.stack.holder)
         _native.call.store(self.handle + _H.users, 0)
+        _native.call.store(self.handle + _H.deep, 0)
 
     def __del__(self) -> None:
         if getattr(self, "handle", 0) and os is not None:     # it is at the very end of the interpreter

@@ -7,7 +7,7 @@ receiver turns to the kernel is moved there after it.
 from __future__ import annotations
 
 from shmstack._jit import kernel, load, load_acquire, store_release
-from shmstack.ring.bell import KERNEL, WAITER
+from shmstack.ring.bell import DEEP, KERNEL, WAITER
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import outstanding, pass_bounds, room, set_bound, start_ring
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
@@ -66,7 +66,7 @@ def looks_in_kernel(h, tx):
         return 1
     bell = load_acquire(tx + _D.bell)
     if bell < WAITER:
-        return 1 if bell == KERNEL else 0
+        return 1 if bell in (KERNEL, DEEP) else 0
     asleep = load_acquire(waiter_of(h, bell) + _W.asleep)
     if asleep == 0:
         return 0

@@ -43,6 +43,7 @@ HANDLE = Struct("Handle", {
     "held_spin":  "spins before the GIL is given up",
     "awake":      "waits that ended without a sleep, since the last sleep",
     "held_vain":  "how often in a row those were in vain",
+    "deep":       "threads asleep on the lifeline: as long as there are any, input must come there",
     "lowat":      "1: the lifeline was told to be writable only when it has little to send",
     "offer":      "address of our entry on the listener's board, 0 if there is none",
 })

@@ -31,7 +31,7 @@ from __future__ import annotations
 from numba import types
 
 from shmstack._jit import cas, extern, fetch_or, kernel, load, load_acquire, pause, scratch, store, store_release, swap
-from shmstack.ring.bell import FUTEX, KERNEL
+from shmstack.ring.bell import DEEP, FUTEX, KERNEL
 from shmstack.ring.doorbell import now_ns
 from shmstack.ring.stream import lane_end
 from shmstack.shm.layout import DIRECTION, MOVED_LOCK, WAITER
@@ -236,7 +236,7 @@ def watch(h, bell):
     word = load(h + _H.rx) + _D.bell
     while True:
         old = load_acquire(word)
-        if old == FUTEX or cas(word, old, bell) == old:
+        if old in (FUTEX, DEEP) or cas(word, old, bell) == old:
             return old
 
 

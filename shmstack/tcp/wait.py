@@ -3,6 +3,11 @@
 Every wait is bounded: `limit_ns` at most, after which the caller looks at the lifeline, the time-out and pending
 signals, and comes back.  So a killed peer is noticed within one slice, whatever it left in shared memory.
 
+Who waits for longer than such a slice sleeps in the kernel, on the lifeline: the message that comes takes the kernel lane
+and wakes him, as does the peer's death, and so he needn't wake up for any of that.  A wake-up every 100 ms takes 0.1 to
+0.2 ms of CPU (caches are cold, a virtual core has to be started), 4 ms a second for a blocked pair; now it is nothing.
+Rejected: a thread that watches the lifelines of those who sleep on bells (fork warns of threads, and it wakes twice).
+
 How long a spin is, and when it yields the core, is told in `tcp.budget`.  The GIL is kept for the first looks (an answer
 from the other core is there in less time than giving it up and taking it back) and released for everything longer.
 """
@@ -11,7 +16,7 @@ from __future__ import annotations
 from numba import types
 
 from shmstack._jit import cas, extern, fetch_add, kernel, load, load_acquire, scratch, store, store_release, swap
-from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
+from shmstack.ring.bell import DEEP, FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import after_bell, barrier, now_ns, sleep
 from shmstack.ring.stream import window
 from shmstack.shm.layout import DIRECTION, PAIR
@@ -28,6 +33,7 @@ F_GETFL, O_NONBLOCK = 3, 0x800
 ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
 MOST_ROOM_SPIN_NS = 200_000
+MOST_ON_BELL_NS = 100_000_000        # longest sleep in which the lifeline is not looked at
 
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
@@ -60,14 +66,15 @@ def poll_lifeline(h, events, limit_ns):
 
 @kernel
 def sleep_arrived(h, limit_ns):
-    """Sleep on the bell (ring) or in the kernel (before the peer has joined, or bytes are in the lifeline).
+    """Sleep on the bell (ring) or in the kernel (for long, before the peer has joined, or bytes are in the lifeline).
 
     Returns 1 if something came, 0 at the limit, -EINTR at a signal.
     """
     rx = load(h + _H.rx)
     bell = rx + _D.bell
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
-    if in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head)):
+    ring = in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head))
+    if ring and limit_ns <= MOST_ON_BELL_NS and load(h + _H.deep) == 0:
         store(h + _H.awake, 0)
         swap(bell, FUTEX)
         after_bell(rx)                                                           # SYNC asleep
@@ -78,13 +85,17 @@ def sleep_arrived(h, limit_ns):
         if arrived(h):
             return 1
         return -EINTR if signal else 0
-    swap(bell, KERNEL)
+    fetch_add(h + _H.deep, 1)
+    where = DEEP if ring else KERNEL
+    swap(bell, where)
     after_bell(rx)
     if in_ring(h) and arrived(h):
         events = 1
     else:
         events = poll_lifeline(h, POLLIN, limit_ns)
-    cas(bell, KERNEL, RING)
+    last = fetch_add(h + _H.deep, -1) == 1
+    if last and load(h + _H.rx) == rx:                        # if it has moved, this may be another's by now
+        cas(bell, where, RING)
     return min(events, 1)
 
 
@@ -108,7 +119,7 @@ def wait_arrived(h, limit_ns):
     """
     rx = load(h + _H.rx)
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
-    if joined and load(rx + _D.bell) == KERNEL:
+    if joined and load(rx + _D.bell) in (KERNEL, DEEP) and load(h + _H.deep) == 0:
         store_release(rx + _D.bell, load(h + _H.bell) if load(h + _H.bell) >= WAITER else RING)
     # Before the peer has joined too: its first answer then comes by the ring, and need not wake us.
     lane = in_ring(h) or not joined

@@ -42,6 +42,8 @@ HANDLE = Struct("Handle", {
     "spin_now":   "ns: how long a wait of an adaptive handle spins at present",
     "held_spin":  "spins before the GIL is given up",
     "lowat":      "1: the lifeline was told to be writable only when it has little to send",
+    "streak":     "receives since the last send",
+    "emptied":    "ns: when the last of a streak of receives emptied the ring, 0 if it didn't",
     "offer":      "address of our entry on the listener's board, 0 if there is none",
 })
 

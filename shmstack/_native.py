@@ -129,7 +129,7 @@ FUNCTIONS = (
     "announce spill send_some recv_some recv_end lend wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
     "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
-    "take_pair release_pair point enter offer established claim withdraw unpost finish ended meet "
+    "take_pair release_pair point enter offer established claim withdraw unpost silent finish ended meet "
     "spin_accept in_use limited").split()
 
 

@@ -63,8 +63,8 @@ for _kernel in (
         lend.lend, wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
         ready.ring_ready, ready.set_asleep, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look,
-        life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.finish, life.ended,
-        life.in_use, offer.limited, offer.spin_accept, offer.offer, offer.established, offer.claim):
+        life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.silent, life.finish,
+        life.ended, life.in_use, offer.limited, offer.spin_accept, offer.offer, offer.established, offer.claim):
     integers(_kernel)
 
 

@@ -15,6 +15,7 @@ from shmstack._jit import (
 from shmstack.ring import doorbell, lock, stream
 from shmstack.shm.layout import DIRECTION
 from shmstack.tcp import course, lane, lend, life, loopback, offer, ready, wait
+from shmstack.tcp.codes import OVERFLOW
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
@@ -157,7 +158,10 @@ def send_buffer(self, args, n):
     size = load(view + 16) - offset
     sent = 0
     if size > 0:
-        sent = loopback.send_pieces(handle, load(view) + offset, size, flags)
+        if flags & OVERFLOW:
+            sent = wait.send_all(handle, load(view) + offset, size, flags)
+        else:
+            sent = loopback.send_pieces(handle, load(view) + offset, size, flags)
     _release_buffer(view)
     return _from_int(sent)
 

@@ -197,7 +197,7 @@ def quick_send(h, buffer):
         if size <= PIECE:
             sent = loopback.send_pieces(h, load(view), size, 0)
         else:
-            sent = wait.send_all(h, load(view), size)
+            sent = wait.send_all(h, load(view), size, 0)
     _release_buffer(view)
     pace.answered(h)
     return size << 32 | sent if sent > 0 else -1

@@ -33,7 +33,7 @@ from shmstack.ring.stream import (
 from shmstack.shm.layout import DIRECTION, PAGE, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
     EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW, PIECE)
-from shmstack.tcp.course import RING_LANE, WAKE, WAKE_BYTES, WAKE_WHOLE, choose_lane, spill, waiter_of
+from shmstack.tcp.course import RING_LANE, WAKE, choose_lane, spill, waiter_of, wake_part
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
     begin_run, failure, keep_short, recv_kernel, recv_now, send_kernel)
@@ -140,7 +140,7 @@ def send_some(h, source, size, flags):
         if sent == -FULL and flags & OVERFLOW:
             sent = overflow(h, tx, source, size, flags)
     else:
-        part = WAKE_BYTES if lane == WAKE and size > WAKE_WHOLE else size
+        part = wake_part(h, size) if lane == WAKE else size
         sent = send_kernel(h, tx, source, part, flags)
     unlock(tx + _D.tx_lock)
     if sent > 0:

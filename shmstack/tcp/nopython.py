@@ -176,7 +176,7 @@ def send(number, source, size):
         if size <= PIECE:
             sent = loopback.send_pieces(h, source, size, 0)
         else:
-            sent = wait.send_spinning(h, source, size)
+            sent = wait.send_spinning(h, source, size, 0)
         if sent == size or (sent > 0 and load(h + _H.timeout_ns) >= 0):
             return sent
         sent = max(sent, 0)

@@ -20,8 +20,8 @@ from shmstack.ring.bell import DEEP, FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import after_bell, barrier, now_ns, sleep
 from shmstack.ring.stream import window
 from shmstack.shm.layout import DIRECTION, PAIR
-from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, spin_budget
-from shmstack.tcp.codes import EINTR, FULL, PIECE
+from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, room_budget, spin_budget
+from shmstack.tcp.codes import EINTR, FULL, OVERFLOW, PIECE
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import failure
 from shmstack.tcp.loopback import send_pieces
@@ -34,6 +34,7 @@ ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
 MOST_ROOM_SPIN_NS = 200_000
 MOST_ON_BELL_NS = 100_000_000        # longest sleep in which the lifeline is not looked at
+HASTY_BYTES = 1 << 22                # of one send that must not wait, as the kernel's buffers have it (tcp_wmem)
 
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
@@ -149,27 +150,44 @@ def wait_arrived(h, limit_ns):
 
 
 @kernel
-def send_spinning(h, source, size):
+def look_for_room(h, size):
+    """Spin while the ring is full; return 1 if there is room for the next piece of `size` bytes then.
+
+    Who must not wait does so too, for as long as the kernel's way would take: what goes there once goes there for
+    megabytes, and its receiver copies it from there at half the speed.
+    """
+    if load(h + _H.timeout_ns) != 0:
+        return spin_room(h, min(size, PIECE), min(spin_budget(h, SEND), MOST_ROOM_SPIN_NS))
+    return spin_room(h, min(size, PIECE), room_budget(h, size))
+
+
+@kernel
+def send_spinning(h, source, size, flags):
     """Do what `send_all` does, without regard to the GIL."""
     sent, more = 0, 1
     while sent < size and more > 0:
-        more = send_pieces(h, source + sent, size - sent, 0)
+        more = send_pieces(h, source + sent, size - sent, flags)
         if more > 0:
             sent += more
-        elif more == -FULL and load(h + _H.timeout_ns) != 0:
-            more = spin_room(h, min(size - sent, PIECE), min(spin_budget(h, SEND), MOST_ROOM_SPIN_NS))
+        elif more == -FULL:
+            more = look_for_room(h, size - sent)
     return sent if sent > 0 or more == 0 else more
 
 
 @kernel
-def send_all(h, source, size):
+def send_all(h, source, size, flags):
     """Send a large message, spinning while the ring is full; return the count, or as `send_some` if it is none.
 
+    With OVERFLOW what finds the ring full after that goes on in the kernel lane.
     Call with the GIL; it is released meanwhile.
     """
+    if load(h + _H.timeout_ns) == 0:
+        size = min(size, HASTY_BYTES)
     fetch_add(h + _H.users, 1)
     state = _save_thread()
-    sent = send_spinning(h, source, size)
+    sent = send_spinning(h, source, size, flags & ~OVERFLOW)
+    if (sent == 0 or sent == -FULL) and flags & OVERFLOW:
+        sent = send_pieces(h, source, size, flags)
     _restore_thread(state)
     fetch_add(h + _H.users, -1)
     return sent

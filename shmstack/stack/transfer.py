@@ -209,6 +209,10 @@ class Transfer(Attachment):
                 if not isinstance(over, InterruptedError):
                     raise
 
+    def _in_ring(self) -> bool:
+        native = _native.call
+        return bool(native.in_ring(self.handle) and native.load(self.rx + _D.tail) != native.load(self.rx + _D.head))
+
     def _may_sleep(self) -> int:
         """Return how many ns the next wait may sleep, after one in vain.
 
@@ -229,7 +233,8 @@ class Transfer(Attachment):
             came = native.wait_lifeline(handle, _POLLIN, limit_ns)
         else:
             came = native.wait_arrived(handle, limit_ns)
-            ask = 0 if came > 0 and limit_ns <= SLICE_NS else 1          # the lifeline may have told of the end
+            # After a sleep on the lifeline it is that which may have something, the end for one; but the ring comes first.
+            ask = 0 if came > 0 and (limit_ns <= SLICE_NS or self._in_ring()) else 1
         if came == -errno.EINTR:
             raise InterruptedError
         return ask

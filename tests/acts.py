@@ -34,12 +34,12 @@ HOST = "127.0.0.1"
 
 # ---- sockets -------------------------------------------------------------------------------------------------
 
-def listen(host=HOST, name="listener", port=0, dual=None):
+def listen(host=HOST, name="listener", port=0, dual=None, reuse_port=False):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     held[name] = sock = socket.socket(family)
     if dual is not None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if reuse_port else socket.SO_REUSEADDR, 1)
     sock.bind((host, port))
     sock.listen()
     return sock.getsockname()
@@ -81,6 +81,43 @@ def connect(address, name="one", bind=None):
 def accept(name="one", listener="listener"):
     held[name], address = held[listener].accept()
     return address
+
+
+def connect_many(address, count):
+    """Connect so many sockets, called by their ports; return those."""
+    ports = []
+    for _ in range(count):
+        port = connect(address, "new")[1]
+        held[port] = held.pop("new")
+        ports.append(port)
+    return ports
+
+
+def greeted(ports):
+    """Take the greeting of each of the sockets called by their ports, and close them; return how many were accelerated."""
+    accelerated = 0
+    for port in ports:
+        if held[port].recv(5, socket.MSG_WAITALL) != b"%5d" % port:
+            raise ValueError(f"another greeting on port {port}")
+        end = held[port]._endpoint
+        accelerated += end is not None and end.joined
+        close(port)
+    return accelerated
+
+
+def accept_all(listener="listener"):
+    """Accept what waits and greet it; return [port of the client, whether it is accelerated]."""
+    found = []
+    held[listener].setblocking(False)
+    while True:
+        try:
+            sock, (_, port) = held[listener].accept()
+        except BlockingIOError:
+            return found
+        sock.setblocking(True)
+        sock.sendall(b"%5d" % port)
+        held[port] = sock
+        found.append((port, sock._endpoint is not None))
 
 
 def send(data, name="one", times=1):

@@ -20,9 +20,10 @@ from typing import Any
 _PACKAGE = Path(__file__).resolve().parent
 _SYSTEM, _MACHINE = os.uname().sysname, os.uname().machine
 _SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/bell.py", "ring/doorbell.py", "ring/lock.py",
-            "ring/stream.py", "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py", "tcp/course.py",
-            "tcp/loopback.py", "tcp/lend.py", "tcp/budget.py", "tcp/spin.py", "tcp/pace.py", "tcp/wait.py",
-            "tcp/ready.py", "tcp/life.py", "tcp/offer.py", "tcp/method.py", "tcp/nopython.py", "tcp/entry.py")
+            "ring/stream.py", "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py", "tcp/spill.py",
+            "tcp/course.py", "tcp/loopback.py", "tcp/lend.py", "tcp/budget.py", "tcp/spin.py", "tcp/pace.py",
+            "tcp/wait.py", "tcp/ready.py", "tcp/life.py", "tcp/offer.py", "tcp/method.py", "tcp/nopython.py",
+            "tcp/entry.py")
 _FASTCALL, _KEYWORDS = 0x80, 0x02
 _NUMBERS = {"x86_64": (202, 324), "aarch64": (98, 283), "riscv64": (98, 283)}     # futex, membarrier
 
@@ -126,7 +127,8 @@ def _static(word: int, value: int) -> None:
 
 FUNCTIONS = (
     "register_barrier barrier wake ring_bell now_ns take unlock break_lock pass_bounds outstanding lane_end set_bound "
-    "announce spill send_some recv_some recv_end lend wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
+    "announce spill inherit_sent inherit_received send_some recv_some recv_end lend "
+    "wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
     "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
     "take_pair release_pair point enter offer established claim withdraw unpost silent finish ended meet "

@@ -256,8 +256,7 @@ class socket(Modes, metaclass=_Kind):
         # A forked child that closes its copy leaves the record of its parent.
         records, self._records, self._listens = self._records, None, None
         if records is not None and records[0] == os.getpid():
-            for path in records[1]:
-                directory.remove(path)
+            listening.withdraw(self, records[1])
 
     def _real_close(self, _ss: Any = _socket.socket) -> None:
         if self._records:

@@ -8,10 +8,12 @@ import os
 import pickle
 import pkgutil
 import random
+import resource
 import signal
 import struct
 import sys
 import threading
+import time
 import traceback
 
 import surroundings
@@ -32,12 +34,12 @@ HOST = "127.0.0.1"
 
 # ---- sockets -------------------------------------------------------------------------------------------------
 
-def listen(host=HOST, name="listener", port=0, dual=None):
+def listen(host=HOST, name="listener", port=0, dual=None, reuse_port=False):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     held[name] = sock = socket.socket(family)
     if dual is not None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if reuse_port else socket.SO_REUSEADDR, 1)
     sock.bind((host, port))
     sock.listen()
     return sock.getsockname()
@@ -81,6 +83,43 @@ def accept(name="one", listener="listener"):
     return address
 
 
+def connect_many(address, count):
+    """Connect so many sockets, called by their ports; return those."""
+    ports = []
+    for _ in range(count):
+        port = connect(address, "new")[1]
+        held[port] = held.pop("new")
+        ports.append(port)
+    return ports
+
+
+def greeted(ports):
+    """Take the greeting of each of the sockets called by their ports, and close them; return how many were accelerated."""
+    accelerated = 0
+    for port in ports:
+        if held[port].recv(5, socket.MSG_WAITALL) != b"%5d" % port:
+            raise ValueError(f"another greeting on port {port}")
+        end = held[port]._endpoint
+        accelerated += end is not None and end.joined
+        close(port)
+    return accelerated
+
+
+def accept_all(listener="listener"):
+    """Accept what waits and greet it; return [port of the client, whether it is accelerated]."""
+    found = []
+    held[listener].setblocking(False)
+    while True:
+        try:
+            sock, (_, port) = held[listener].accept()
+        except BlockingIOError:
+            return found
+        sock.setblocking(True)
+        sock.sendall(b"%5d" % port)
+        held[port] = sock
+        found.append((port, sock._endpoint is not None))
+
+
 def send(data, name="one", times=1):
     for _ in range(times):
         held[name].sendall(data)
@@ -101,6 +140,25 @@ def receive_all(name="one"):
         if not piece:
             return bytes(got), "EOF"
         got += piece
+
+
+def receive_all_polled(kind, name="one"):
+    """As `receive_all`, of a socket that doesn't block and is waited for by select or (edge-triggered) epoll."""
+    sock, got = held[name], bytearray()
+    sock.setblocking(False)
+    if kind == "epoll":
+        poller = select.epoll()
+        poller.register(sock, select.EPOLLIN | select.EPOLLET)
+    while True:
+        assert poller.poll(30) if kind == "epoll" else select.select([sock], [], [], 30)[0]
+        try:
+            while piece := sock.recv(300):
+                got += piece
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            return bytes(got), errno.errorcode[error.errno]
+        return bytes(got), "EOF"
 
 
 def send_until_error(name="one"):
@@ -260,6 +318,27 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def ring_position(name="one"):
+    """Return (position of the next byte that is sent, bytes of the ring)."""
+    end = held[name]._endpoint
+    return _native.call.load(end.tx + DIRECTION.at.tail), end.stack.capacity
+
+
+def send_until_killed(size, data, name="one"):
+    """Send; the kernel kills this process at its first system call that sends `size` bytes, before it does so."""
+    numbers = {"x86_64": 44, "aarch64": 206}                  # sendto
+    allow, kill = 0x7FFF0000, 0x80000000
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 3, numbers[os.uname().machine]), (0x20, 0, 0, 32), (0x15, 0, 1, size),
+             (0x06, 0, 0, kill), (0x06, 0, 0, allow)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):     # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
+        raise OSError(ctypes.get_errno(), "seccomp")
+    held[name].sendall(data)
+
+
 # ---- moves ---------------------------------------------------------------------------------------------------
 
 def move(stack, name="one", **settings):
@@ -394,11 +473,16 @@ def duplicate(name="one", other="two"):
     held[other] = held[name].dup()
 
 
-def fork_answering(size, times, name="one"):
-    """Fork; the child sends back `times` messages, closes and ends; return its pid."""
+def fork_answering(size, times, name="one", idle=False):
+    """Fork; the child sends back `times` messages, closes and ends; return its pid.
+
+    idle : until something comes for it, the child doesn't touch its socket
+    """
     pid = os.fork()
     if pid == 0:
         try:
+            while idle and not _native.call.arrived(held[name]._endpoint.handle):
+                time.sleep(0.01)
             answer(size, times, name)
             for sock in held.values():
                 sock.close()

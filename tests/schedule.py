@@ -103,6 +103,7 @@ class Memory:
     def __init__(self, areas=None, lifeline=1 << 30):
         self.cells, self.areas, self.lanes, self.limit = {}, areas, {}, lifeline
         self.written, self.taken, self.now, self.running = Counter(), Counter(), 0, None
+        self.closed, self.dead = set(), set()                 # descriptors; lock holders
 
     def check(self, address, size=8):
         if self.areas is not None and not any(at <= address and address + size <= at + n for at, n in self.areas):
@@ -176,7 +177,7 @@ class Memory:
         if not flags & 2:
             del lane[:len(got)]
             self.taken[fd] += len(got)
-        return len(got) or -1
+        return len(got) or (0 if fd ^ 1 in self.closed else -1)
 
     def _fallocate(self, _fd, _mode, offset, size):
         assert offset >= 0 and size > 0, f"asks for {size} bytes at {offset}"
@@ -217,8 +218,24 @@ class Memory:
     _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
 
 
-class Sleeps(Exception):
-    """An actor went to sleep on a word."""
+def killed(memory, me, generator, steps, closes=()):
+    """Run a kernel as process `me`, which is killed before its step `steps`, counted where others may run.
+
+    closes : descriptors that nobody holds then
+    """
+    answer = None
+    try:
+        while True:
+            operation = generator.send(answer)
+            steps -= operation[0] in SWITCH
+            if steps < 0:
+                break
+            answer = yield operation
+    except StopIteration:
+        pass
+    memory.dead.add(me)
+    memory.closed.update(closes)
+    return steps < 0
 
 
 def run(memory, generator):

@@ -151,6 +151,60 @@ def test_receiver_that_died_with_bounds_outstanding_and_a_lock_stops_no_sender(w
     assert client.call("send_until_error") in BROKEN
 
 
+FIRST, SECOND, OWN = 24, 1000, 1      # bytes that are moved before the ring ends, after that, and sent then
+
+
+def unread_at_the_end_of_a_ring(client, server):
+    """Have the client send what nobody reads, in two pieces of the ring, to a server that looks in the kernel."""
+    join(client, server)
+    position, capacity = client.call("ring_position")
+    before = (capacity - FIRST - position) % capacity
+    client.call("send", bytes(before))
+    server.call("receive", before)
+    sent = secrets.token_bytes(FIRST + SECOND)
+    client.call("send", sent)
+    server.call("sockets_timeout", 0.0)
+    return sent
+
+
+@pytest.mark.parametrize("killed", [FIRST, SECOND, OWN])
+@pytest.mark.parametrize("polls", ["recv", "select", "epoll"])
+def test_bytes_that_the_dead_was_moving_to_the_kernel_arrive_once(world, killed, polls):
+    client, server = world
+    sent = unread_at_the_end_of_a_ring(client, server)
+    client.start("send_until_killed", killed, b"x")
+    with pytest.raises(Died, match="status -31"):
+        client.result()
+    if polls == "recv":
+        server.call("sockets_timeout", None)
+    data, end = server.call("receive_all" if polls == "recv" else "receive_all_polled", *[polls] * (polls != "recv"))
+    assert data == sent and end in ENDS
+
+
+@pytest.mark.parametrize("killed", [FIRST, SECOND, OWN])
+@pytest.mark.parametrize("first", ["receiver", "heir"])
+def test_a_process_that_shares_the_end_of_the_dead_goes_on_behind_its_bytes(world, killed, first):
+    """While the heir is idle the receiver gets all that the dead had sent; either may be the first to act."""
+    client, server = world
+    sent = unread_at_the_end_of_a_ring(client, server)
+    client.call("fork_answering", 100, 3, idle=True)
+    client.start("send_until_killed", killed, b"x")
+    assert client.popen.wait(SECONDS) == -31                      # its child keeps the pipe of its answers open
+    server.call("sockets_timeout", None)
+    asked = secrets.token_bytes(100)
+    if first == "receiver":
+        assert server.call("receive", len(sent)) == sent
+        server.call("send", asked)
+        assert server.call("receive", 100) == asked
+    else:
+        server.call("send", asked)
+        assert server.call("receive", len(sent) + 100) == sent + asked
+    for _ in range(2):
+        server.call("send", asked)
+        assert server.call("receive", 100) == asked
+    assert server.call("receive_all") == (b"", "EOF")
+
+
 def test_client_that_died_before_accept_loses_nothing(world):
     client, server = world
     client.call("send", b"early words")

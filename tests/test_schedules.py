@@ -5,22 +5,26 @@ shown to be sharp: with a bug planted in a kernel it finds the outcome.
 """
 from __future__ import annotations
 
+import functools
+
 import pytest
-from schedule import Kernels, Memory, explore
-from wiring import KERNEL, D, plain
+from schedule import Kernels, Memory, explore, killed, run
+from wiring import KERNEL, D, H, plain
 
 from shmstack.ring import doorbell, lock, stream
-from shmstack.tcp import loopback, wait
+from shmstack.shm.layout import PAIR_SIZE
+from shmstack.tcp import codes, loopback, spill, wait
 
 OVERFLOW = 1 << 32
-K = Kernels(doorbell, lock, stream, loopback, wait, SPINS=2, YIELDS=0)
+MODULES = doorbell, lock, stream, loopback, spill, wait
+K = Kernels(*MODULES, SPINS=2, YIELDS=0)
 FOREVER = "sleeps for ever"
 SHORT, LONG = 1 << 20, 1 << 40          # ns: on the bell, on the lifeline
-NOBODY = (-loopback.EAGAIN, -loopback.LOOK, -loopback.LOCKED)
+NOBODY = (-codes.EAGAIN, -codes.LOOK, -codes.LOCKED, -codes.CHANGED)
 
 
 def planted(**kernels):
-    return Kernels(doorbell, lock, stream, loopback, wait, SPINS=2, YIELDS=0, planted=kernels)
+    return Kernels(*MODULES, SPINS=2, YIELDS=0, planted=kernels)
 
 
 def judge(found, table):
@@ -187,6 +191,122 @@ def spilling(k):
 
 def test_bytes_that_move_to_the_kernel_lane_arrive_once():
     judge(explore(lambda: spilling(K), 3), LANES)
+
+
+# ---- a process is killed while it moves bytes ----------------------------------------------------------------
+
+HEIR = PAIR_SIZE * 8                 # address of its handle
+
+
+def dying(k, steps, heir, takes=1 << 30):
+    """The mover of `spilling`, killed before one of its steps || the receiver || who shares the sending end, if `heir`.
+
+    The bytes lie in two pieces; the kernel takes at most `takes`.  Outcome: what is wrong, or "all", once the receiver
+    has read to the end.
+    """
+    memory, w = plain(8, takes)
+    way, got = w.directions[0], bytearray()
+    for field, value in ((D.head, 6), (D.tail, 10), (D.nb, 1), (D.passed, 1), (D.bell, KERNEL), (D.head_cache, 6)):
+        memory.set(way + field, value)
+    memory.write(w.rings[0] + 6, b"ab")
+    memory.write(w.rings[0], b"cd")
+    memory.write(w.buffers[0], b"ef")
+    memory.areas.append((HEIR, 512))
+    for field in H:
+        memory.set(HEIR + field, memory.word(w.handles[0] + field))
+    memory.set(HEIR + H.me, 3)
+
+    def inherit(lock, inheriting):
+        holder = yield "load_acquire", way + lock
+        if holder in memory.dead:
+            yield from inheriting(holder)
+
+    def breaking(holder):
+        yield from k.break_lock(way + D.rx_lock, holder)
+
+    def inheriting(holder):
+        yield from k.break_lock(way + D.rx_lock, holder)
+        yield from k.inherit_received(w.handles[1], way, holder, 2)
+
+    def receive():
+        size = yield from k.recv_some(w.handles[1], w.buffers[1], 8, 0)
+        if size == -codes.LOOK and memory.closed:
+            size = yield from k.recv_end(w.handles[1], w.buffers[1], 8, 0)
+        if size > 0:
+            got.extend(memory.read(w.buffers[1], size))
+        elif size == -codes.LOCKED:
+            yield from inherit(D.rx_lock, breaking)
+        elif size == -codes.MEND:
+            yield from inherit(D.tx_lock, inheriting)
+        elif size not in (0, *NOBODY):
+            got.extend(b"!%d" % size)
+        return size
+
+    def receiver():
+        for _ in range(3):
+            yield from receive()
+
+    def sender():
+        for _ in range(2):
+            sent = yield from k.send_some(HEIR, w.buffers[0], 2, OVERFLOW)
+            if sent != -codes.LOCKED:
+                return sent
+            yield from inherit(D.tx_lock, lambda holder: k.inherit_sent(HEIR, way, holder, 3))
+            yield from inherit(D.rx_lock, breaking)
+        return 0
+
+    def outcome(_, was_killed, __, sent=0):
+        for _ in range(12):
+            run(memory, receive())
+        wanted = b"abcdef" if sent == 2 else b"abcde" if sent == 1 else b"abcd"
+        return was_killed, "all" if got == wanted else bytes(got)
+
+    mover = killed(memory, 1, k.announce(w.handles[0], way), steps, () if heir else (0,))
+    return memory, [mover, receiver(), *[sender()] * heir], outcome
+
+
+def deaths(k, heir, takes, preemptions):
+    """Return what was found for all steps that the mover can be killed at."""
+    found = set()
+    for steps in range(100):
+        here = set(explore(functools.partial(dying, k, steps, heir, takes), preemptions))
+        found |= here
+        if not any(was_killed for was_killed, _ in here):
+            return found
+    raise AssertionError("it never comes to its end")
+
+
+@pytest.mark.parametrize(("takes", "heir"), [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (1, 1), (3, 1)])
+def test_bytes_that_a_dead_process_was_moving_arrive_once(takes, heir):
+    assert deaths(K, heir, takes, 1 if heir else 2) == {(True, "all"), (False, "all")}
+
+
+AFTERWARDS = """
+def spill(h, tx):
+    if not take(tx + _D.rx_lock, load(h + _H.me)):
+        return 0
+    head, tail = load_acquire(tx + _D.head), load(tx + _D.tail)
+    pass_bounds(tx, head)
+    position = head
+    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and 0 <= head < tail:
+        position = push(h, head, tail)
+        if position > head:
+            set_bound(tx, head)
+            if position < tail:
+                set_bound(tx, position)
+    unlock(tx + _D.rx_lock)
+    return position - head
+"""
+
+
+def test_a_mover_that_sets_its_bounds_afterwards_is_found():
+    assert (True, b"abcdabcd") in deaths(planted(spill=AFTERWARDS), 0, 4, 1)
+
+
+@pytest.mark.parametrize("heir", [0, 1])
+def test_an_heir_that_mends_nothing_is_found(heir):
+    wrong = planted(mend="def mend(way, position):\n    return store_release(way + _D.spilling, 0) or 0")
+    assert deaths(wrong, heir, 3, 1) - {(True, "all"), (False, "all")}
 
 
 # ---- SYNC asleep, SYNC stalled -------------------------------------------------------------------------------

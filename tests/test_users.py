@@ -138,8 +138,9 @@ def test_name_of_a_stack_that_is_taken_by_another_user_means_kernel_tcp(kind):
             assert process.call("attempt", "own_stack") in ("EACCES", "ELOOP", "EPERM")
 
 
+@pytest.mark.parametrize("several", [0, 1])
 @pytest.mark.parametrize("where", ["own stack", "nonsense", "another stack"])
-def test_listeners_record_of_another_user_gets_nothing(where):
+def test_listeners_record_of_another_user_gets_nothing(where, several):
     with Process(EVE, EF_SHARE_WITH=-1) as eve, Process(ALICE, EF_SHARE_WITH=-1) as client, \
             Process(BOB, EF_SHARE_WITH=-1) as server:
         eve.call("listen")
@@ -147,7 +148,7 @@ def test_listeners_record_of_another_user_gets_nothing(where):
         address = server.call("bound")
         stack = {"own stack": eve.call("own_stack", "listener"), "nonsense": "::::", "another stack": "3.nobody"}[where]
         path = directory.listener_path(directory.Place(network(), 2, bytes([127, 0, 0, 1]), address[1]))
-        with squatter(path, "link", f"1:{stack}:2:abc"):
+        with squatter(path, "link", f"1:{stack}:2:abc:{several}"):
             server.call("listen_bound")
             ends = works_over_the_kernel(client, server, address)
             assert ends == (None, None)

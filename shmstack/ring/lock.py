@@ -7,7 +7,7 @@ exists (`Stack.holds`, outside of this file: it is a system call) and breaks the
 
 Breaking is safe because every structure that a lock guards is true after each single store: bytes are written
 before the tail that covers them, a bound before the count that includes it.  What a dead holder had half done was
-not published, and is overwritten.
+not published, and is overwritten; what it had announced is finished (`tcp.spill`).
 
 The locks of a pair that was moved to another stack are held for good, by MOVED_LOCK: nobody gets in, nobody waits.
 

@@ -171,6 +171,7 @@ DIRECTION = Struct("Direction", {
     "kernel":     ("1: after the last bound everything is in the kernel lane, for good and uncounted", COPY),
     "run_start":  ("position at which the present run in the kernel lane began", COPY),
     "run_base":   ("bytes that the kernel had counted on the lifeline by then", COPY),
+    "spilling":   ("bytes before this position are on their way from the ring to the kernel lane, 0: none are", ZERO),
     "bound0":     ("position at which the lane changes", COPY),
     "bound1":     ("", COPY), "bound2": ("", COPY), "bound3": ("", COPY),
     "_tx":        None,

@@ -17,6 +17,7 @@ from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, TCB
 from shmstack.stack import stack as stacks
+from shmstack.stack.inherit import inherit
 from shmstack.stack.stack import Stack
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.state import Event, step
@@ -231,7 +232,9 @@ class Attachment:
         self.exposed_at = _native.call.load(self.rx + _D.head)
         self.rest(KERNEL)
         if self.joined:
-            _native.call.lend(self.handle)                    # he may write there too
+            if not _native.call.lend(self.handle):            # he may write there too
+                self._through(self.tx + _D.tx_lock)           # a dead process may hold the lock
+                _native.call.lend(self.handle)
 
     def read_by_us(self) -> bool:
         """Return whether the program receives through us, or did since its last `fileno()`."""
@@ -284,7 +287,7 @@ class Attachment:
             self.break_lock(lock, must=False)
 
     def break_lock(self, lock: int, must: bool = True) -> None:
-        """A lock was held for long: release it if its holder is dead; if the pair has moved, follow (see `follow`)."""
+        """A lock was held for long: inherit it if its holder is dead; if the pair has moved, follow (see `follow`)."""
         native, stack, pair = _native.call, self.stack, self.pair
         holder = native.load(lock)
         if self.follow(must) or holder in (0, MOVED_LOCK) or native.load(pair + _P.state) == stacks.MOVED:
@@ -292,5 +295,5 @@ class Attachment:
         living = stack.holds(holder)
         # Another thread may have followed since: then the lock, or the number, is not what we take it for.
         ours = self.stack is stack and self.pair == pair and 0 <= lock - pair < PAIR_SIZE
-        if not living and ours and native.break_lock(lock, holder):
+        if not living and ours and inherit(self, pair, lock, holder):
             stack.count("locks_broken")

@@ -3,11 +3,14 @@
 Three kinds, each a symbolic link whose target text is the record: the one kind of file that the kernel makes whole,
 content and all, in a single call, and that can be read, and its owner asked, without opening it.
 
-    shmstack.l.NETNS.FAMILY-ADDRESS.PORT[.K]    who listens there   -> stack, server policy, socket cookie
+    shmstack.l.NETNS.FAMILY-ADDRESS.PORT[.K]    who listens there   -> stack, server policy, socket cookie, several
     shmstack.o.NETNS.COOKIE                     an offer: where the connection of that client socket lives
                                                                     -> stack, pair, generation
     shmstack.f.STACK:FROM:PAIR.GENERATION       STACK is owed to whoever has not yet followed a connection that was
                                                 moved there, from that pair of the stack FROM
+
+Listeners that share a port by SO_REUSEPORT have a record each.  Clients read only the first (without .K), so those who
+come and go keep it true (`settle`): it is there while any is, and says whether they belong to several stacks.
 
 A name is derived from what it describes, so a look-up is one readlink.  Anybody may make a name in a sticky
 directory, therefore no record is believed for its name: `owner` says whose it is, and the caller holds that against
@@ -17,12 +20,14 @@ from __future__ import annotations
 
 import os
 import re
+from threading import get_native_id
 from typing import NamedTuple
 
 from shmstack.shm.objects import DIRECTORY, FORWARD, living, owed
 
 _VERSION = "1"
 _SAME_PORT = 64                       # SO_REUSEPORT listeners that can be told apart
+_FIRST_WORDS = 5                      # of a listener's record, between dots
 
 
 class Place(NamedTuple):
@@ -35,18 +40,19 @@ class Place(NamedTuple):
 
 
 class Listening(NamedTuple):
-    """A listener's record."""
+    """A listener's record; `several`: 1 if others listen on the port that are of other stacks."""
 
     stack: str
     server: int
     cookie: int
+    several: int
     owner: int
     path: str
 
     @property
     def text(self) -> str:
         """What the record says."""
-        return f"{_VERSION}:{self.stack}:{self.server}:{self.cookie:x}"
+        return f"{_VERSION}:{self.stack}:{self.server}:{self.cookie:x}:{self.several}"
 
 
 class Offer(NamedTuple):
@@ -86,10 +92,12 @@ def publish(place: Place, stack: str, server: int, cookie: int) -> str | None:
         path = f"{base}.{number}" if number else base
         for _ in range(2):
             try:
-                os.symlink(Listening(stack, server, cookie, 0, path).text, path)
+                os.symlink(Listening(stack, server, cookie, 0, 0, path).text, path)
                 return path
             except FileExistsError:
                 found = _listening(path)
+                if found is not None and found[:3] == (stack, server, cookie) and found.owner == os.geteuid():
+                    return path                           # moved there by `settle`
                 if found is not None and living(found.stack) and found.cookie != cookie:
                     break                                 # a living neighbour on the same port
                 remove(path)
@@ -103,10 +111,60 @@ def _listening(path: str) -> Listening | None:
     if found is None:
         return None
     try:
-        (stack, server, cookie), owner = found
-        return Listening(stack, int(server), int(cookie, 16), owner, path)
+        (stack, server, cookie, several), owner = found
+        return Listening(stack, int(server), int(cookie, 16), int(several), owner, path)
     except ValueError:
         return None
+
+
+def first(path: str) -> str:
+    """Return the path of the first record of the place that a listener's record belongs to."""
+    words = path.split(".")
+    return ".".join(words[:_FIRST_WORDS])
+
+
+def settle(base: str) -> None:
+    """Make the first record of a place true again, after somebody came to share the port or left it.
+
+    Others may do so at the same time, hence again until nothing is to be done.  Where a record is lost to that, its
+    listener makes another when it next accepts.
+    """
+    for _ in range(_SAME_PORT):
+        others = [found for number in range(1, _SAME_PORT) if (found := _listening(f"{base}.{number}")) is not None]
+        others = [found for found in others if found.owner == os.geteuid() and living(found.stack)]
+        now = _listening(base)
+        try:
+            if now is None or not living(now.stack):
+                remove(base)
+                if not others:
+                    return
+                os.symlink(others[0].text, base)
+                remove(others[0].path)
+                continue
+            several = int(any(found.stack != now.stack for found in others))
+            if several == now.several:
+                return
+            made = f"{base}.{os.getpid():x}-{get_native_id():x}"
+            remove(made)
+            os.symlink(now._replace(several=several).text, made)
+            try:
+                os.rename(made, base)
+            except OSError:
+                remove(made)
+                return                                    # not ours to change
+        except FileExistsError:
+            continue
+        except OSError:
+            return
+
+
+def withdraw(path: str, cookie: int) -> None:
+    """Remove the record of a listener that shares its port; it may stand in the first place by now."""
+    for place in (path, first(path)):
+        found = _listening(place)
+        if found is not None and found.cookie == cookie:
+            remove(place)
+    settle(first(path))
 
 
 def listening(place: Place) -> Listening | None:
@@ -177,6 +235,7 @@ def remove(path: str) -> None:
 def reap() -> None:
     """Remove every record whose stack no process uses any more, nor is owed."""
     alive: dict[str, bool] = {}
+    shared: set[str] = set()
     for entry in os.listdir(DIRECTORY):
         if entry.startswith(("shmstack.l.", "shmstack.o.", FORWARD)):
             found = _read(f"{DIRECTORY}/{entry}")
@@ -185,3 +244,7 @@ def reap() -> None:
                 alive[stack] = living(stack) or owed(stack)
             if not alive[stack]:
                 remove(f"{DIRECTORY}/{entry}")
+            elif entry.startswith("shmstack.l.") and len(entry.split(".")) > _FIRST_WORDS:
+                shared.add(first(f"{DIRECTORY}/{entry}"))
+    for base in shared:                                   # its first listener may have been killed
+        settle(base)

@@ -52,6 +52,7 @@ class Endpoint(Transfer):
     def _leave_no_bytes(self) -> None:
         # Once the lifeline is shut nothing can be moved there, should the receiver give its end to TLS or a program of C.
         native = _native.call
+        self._through(self.tx + _D.tx_lock)
         if native.take(self.tx + _D.tx_lock, self.stack.holder):
             if native.load(self.tx + _D.nb) & 1 and self.joined:
                 native.spill(self.handle, self.tx)

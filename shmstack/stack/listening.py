@@ -29,7 +29,29 @@ def publish(sock: Any) -> list[str]:
         places.append((socket.AF_INET, ANY[socket.AF_INET]))
     found = [directory.publish(directory.Place(netns, kind, place, address[1]), stack.name, stack.server, cookie)
              for kind, place in places]
-    return [path for path in found if path]
+    paths = [path for path in found if path]
+    if shares(sock):
+        for path in paths:
+            directory.settle(directory.first(path))
+    return paths
+
+
+def shares(sock: Any) -> bool:
+    """Return whether others may listen on the same port."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+def withdraw(sock: Any, paths: list[str]) -> None:
+    """Before the end of a listener: remove its records."""
+    try:
+        cookie = lifeline.cookie(sock) if shares(sock) else 0
+    except OSError:
+        cookie = 0
+    for path in paths:
+        if cookie:
+            directory.withdraw(path, cookie)
+        else:
+            directory.remove(path)
 
 
 def record(netns: int, family: int, where: bytes, port: int) -> directory.Listening | None:
@@ -63,5 +85,6 @@ def owner_listens(found: directory.Listening, family: int, host: str, port: int,
         for place in (host, "0.0.0.0" if kind == socket.AF_INET else "::"):
             holder = lifeline.holder(kind, (place, port), ("", 0), netns)
             if holder is not None:
-                return holder.cookie == found.cookie and holder.uid == found.owner
+                # The kernel lets only one user's listeners share a port, and shows any of them.
+                return (holder.cookie == found.cookie or found.several == 1) and holder.uid == found.owner
     return False

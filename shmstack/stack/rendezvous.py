@@ -104,17 +104,20 @@ def _offer(sock: Any, address: Any) -> Endpoint | None:
     mine = names.current(sock)
     if mine is None:
         return None
-    home = policy.home(mine.client, found.server, found.stack == mine.name)
+    # Which of several the kernel will choose nobody knows: one in our stack is as good as any, unless we insist on it.
+    home = policy.home(mine.client, found.server, found.stack == mine.name and not (found.several and mine.client == 1))
     if home is Home.KERNEL:
         _refuse(mine, policy.reason(mine.client, found.server))
         return None
     if not listening.owner_listens(found, family, address[0], port, netns):
         _refuse(mine, "not_other_owner", found)
         return None
-    theirs = mine if home is Home.SAME else _their_stack(mine, found)
+    theirs = mine if home is Home.SAME or (found.several and home is not Home.LISTENER) else _their_stack(mine, found)
     if theirs is None or home in (Home.CLIENT, Home.NEW) and not _joins(found, mine):
         return None
     exact = directory.listener_path(directory.Place(netns, family, where, port))
+    if found.several:
+        return _open(sock, mine, theirs, home, False)        # a record, which whoever accepts will find
     plan = plans.make(address, mine, theirs, home, found, exact if exact != found.path else "")
     return _open(sock, mine, theirs, home, plan is not None)
 
@@ -162,6 +165,7 @@ def _their_stack(mine: Stack, found: directory.Listening) -> Stack | None:
         _refuse(mine, "not_other_layout", error)
     except errors.StackNotFound:
         directory.remove(found.path)                         # its stack has died: so has the record
+        directory.settle(found.path)
         _refuse(mine, "not_no_listener")
     return None
 

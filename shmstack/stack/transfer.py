@@ -19,9 +19,10 @@ from shmstack import _native
 from shmstack.ring.bell import KERNEL
 from shmstack.shm.layout import DIRECTION
 from shmstack.stack.attachment import Attachment
+from shmstack.stack.inherit import all_came
 from shmstack.stack.patience import DEEP_AMONG_NS, DEEP_NS, RECEIVE, SEND, SLICE_NS, Patience, error, lifeline_of
 from shmstack.tcp import lifeline
-from shmstack.tcp.codes import FULL, LOCKED, LOOK, NO_MEMORY, OVERFLOW
+from shmstack.tcp.codes import CHANGED, FULL, LOCKED, LOOK, MEND, NO_MEMORY, OVERFLOW
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.state import Event
 
@@ -189,15 +190,18 @@ class Transfer(Attachment):
             if new == 0:
                 self.happened(Event.FIN)
                 return got
-            if new == -LOCKED:
-                self.break_lock(self.rx + _D.rx_lock)
+            if new == -CHANGED:
+                ask = 0
+                continue
+            if new == -LOCKED or (new == -MEND and all_came(self)):
+                self.break_lock(self.rx + (_D.rx_lock if new == -LOCKED else _D.tx_lock))
                 tries = self._locked_out(wait, tries)
                 continue
             if new == -LOOK and not ask and (native.load(self.rx + _D.fin) or not wait.may_wait()):
                 ask = 1                                       # empty: the kernel says whether the stream ended
                 continue
             try:
-                if new not in (-LOOK, -_EAGAIN, -errno.EINTR):
+                if new not in (-LOOK, -MEND, -_EAGAIN, -errno.EINTR):
                     raise error(-new)
                 left = wait.left(most)
                 self.serve()

@@ -6,6 +6,8 @@ LOCKED = 4096                        # -LOCKED: somebody holds the lock; ask whe
 FULL = 4097                          # -FULL: the ring has no room
 LOOK = 4098                          # -LOOK: the ring is empty and the stream may have ended; see `recv_end`
 NO_MEMORY = 4099                     # -NO_MEMORY: the ring has no memory behind it there
+MEND = 4100                          # -MEND: nothing more in the kernel lane, but a dead sender left something undone
+CHANGED = 4101                       # -CHANGED: the lane has changed just now; ask again
 
 MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL = 0x2, 0x20, 0x40, 0x4000
 OVERFLOW = 1 << 32                   # flag of `send_some`: don't wait for room, go on in the kernel lane

@@ -2,56 +2,23 @@
 
 Where the receiver looks (`bell`) decides, with two exceptions.  What a receiver has not read yet keeps it from falling
 asleep, so a poller is woken by a few bytes and gets the rest by the ring.  And what stands unread in the ring when its
-receiver turns to the kernel is moved there after it.
+receiver turns to the kernel is moved there after it (`spill`).
 """
 from __future__ import annotations
 
-from shmstack._jit import kernel, load, load_acquire, store, store_release
+from shmstack._jit import kernel, load, load_acquire, store
 from shmstack.ring.bell import DEEP, KERNEL, WAITER
-from shmstack.ring.lock import take, unlock
-from shmstack.ring.stream import outstanding, pass_bounds, room, set_bound, start_ring
+from shmstack.ring.stream import outstanding, room, start_ring
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
-from shmstack.tcp.codes import MSG_DONTWAIT, MSG_NOSIGNAL
 from shmstack.tcp.handle import HANDLE
-from shmstack.tcp.lane import begin_run, end_run, kernel_written, send_now
+from shmstack.tcp.lane import begin_run, end_run
+from shmstack.tcp.spill import spill
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 KERNEL_LANE, RING_LANE, WAKE = 0, 1, 2
 WAKE_WHOLE, WAKE_BYTES = 1 << 14, 256    # up to so many bytes wake a poller whole; else so many of them do
 WAKE_MORE, WAKE_MOST = 8, 1 << 17        # how the latter grows, should they be read before any others are sent
 ASLEEP = 1                               # what a waiter says; 2: asleep, and every message must be an event of its own
-
-
-@kernel
-def spill(h, tx):
-    """Move unread bytes from the ring to the kernel lane, for a receiver that looks only there.
-
-    The caller holds `tx_lock`.  Only a receiver that has gone through all bounds and isn't reading at this moment
-    can be served; one that hasn't will read the lifeline and then the ring by itself.  Returns bytes moved.
-    """
-    if not take(tx + _D.rx_lock, load(h + _H.me)):
-        return 0
-    head, tail = load_acquire(tx + _D.head), load(tx + _D.tail)
-    capacity, ring = load(h + _H.capacity), load(h + _H.tx_ring)
-    pass_bounds(tx, head)
-    position = head
-    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and 0 <= head < tail and tail - head <= capacity:
-        base = kernel_written(h)
-        while position < tail:
-            index = position & (capacity - 1)
-            size = min(tail - position, capacity - index)
-            sent = send_now(load(h + _H.fd), ring + index, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if sent <= 0:
-                break
-            position += sent
-        if position > head:
-            store_release(tx + _D.run_start, head)
-            store_release(tx + _D.run_base, base)
-            set_bound(tx, head)
-            if position < tail:
-                set_bound(tx, position)
-    unlock(tx + _D.rx_lock)
-    return position - head
 
 
 @kernel

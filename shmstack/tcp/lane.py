@@ -10,7 +10,7 @@ from numba import types
 from shmstack._jit import extern, kernel, load, load32, load_acquire, scratch, store, store_release
 from shmstack.ring.stream import consume, lane_end, publish, set_bound
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp.codes import EAGAIN, ECONNRESET, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
+from shmstack.tcp.codes import CHANGED, ECONNRESET, MEND, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
@@ -171,18 +171,32 @@ def read_by_others(h, rx):
 
 
 @kernel
+def nothing_more(rx, head, got):
+    """The open kernel lane ends here, or is empty: return `got`, or why that isn't all.
+
+    The sender may have gone on in the ring, and closed, since the receiver looked for a bound.  The lock first: who
+    finishes for the dead sets the bound, then `spilling`, then the lock.
+    """
+    if load_acquire(rx + _D.tx_lock) != 0 and load_acquire(rx + _D.spilling) > head:
+        return -MEND
+    return -CHANGED if lane_end(rx) >= 0 else got
+
+
+@kernel
 def recv_kernel(h, rx, to, size, flags):
-    """Receive from the kernel lane, not past its end; return the count (0: end of stream) or -errno."""
+    """Receive from the kernel lane, not past its end; return the count (0: end of stream), -CHANGED, -MEND or -errno."""
     head, end = load(rx + _D.head), lane_end(rx)
     if end >= 0:
         head = max(head, min(end, read_by_others(h, rx)))
         consume(rx, head)
         if head < 0 or end <= head:                          # the bound was set just now, or one is garbage
-            return -EAGAIN if end == head else -ECONNRESET
+            return -CHANGED if end == head else -ECONNRESET
         size = min(size, end - head)
     got = recv_now(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
     if got < 0:
-        return failure()
+        got = failure()
+    if got <= 0:
+        return nothing_more(rx, head, got) if end < 0 else got
     if flags & MSG_PEEK == 0:
         consume(rx, head + got)
         if load(load(h + _H.tx) + _D.nb) & 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from shmstack._jit import kernel, load, load_acquire
 from shmstack.ring.lock import take, unlock
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp.course import spill
+from shmstack.tcp.spill import spill
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at

@@ -29,6 +29,7 @@ class Holder(NamedTuple):
     cookie: int
     uid: int
     inode: int
+    unacked: int                       # bytes written there that the other end has not acknowledged
 
     @property
     def held(self) -> bool:
@@ -133,8 +134,8 @@ def holder(family: int, source: tuple[str, int], to: tuple[str, int], namespace:
             raise OSError(error, os.strerror(error))
         return None
     low, high = struct.unpack_from("=II", answer, 60)
-    _, _, _, uid, inode = struct.unpack_from("=IIIII", answer, 68)
-    return Holder(answer[17], low | high << 32, uid, inode)
+    _, _, unacked, uid, inode = struct.unpack_from("=IIIII", answer, 68)
+    return Holder(answer[17], low | high << 32, uid, inode, unacked)
 
 
 def peer(family: int, local: tuple[str, int], remote: tuple[str, int], namespace: int, sure: bool = False) -> Holder | None:

@@ -32,11 +32,13 @@ from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
 from shmstack.shm.layout import DIRECTION, PAGE, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
-    EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW, PIECE)
-from shmstack.tcp.course import RING_LANE, WAKE, choose_lane, spill, waiter_of, wake_part
+    CHANGED, EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW,
+    PIECE)
+from shmstack.tcp.course import RING_LANE, WAKE, choose_lane, waiter_of, wake_part
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
     begin_run, failure, keep_short, recv_kernel, recv_now, send_kernel)
+from shmstack.tcp.spill import spill
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 _MAP = WAITER_STRUCT.size
@@ -203,7 +205,7 @@ def relieve(h, rx):
 
 @kernel
 def recv_some(h, to, size, flags):
-    """Receive what is there; return the count, 0 at the end, -EAGAIN, -LOOK, -LOCKED or -errno."""
+    """Receive what is there; return the count, 0 at the end, -EAGAIN, -LOOK, -LOCKED, -CHANGED, -MEND or -errno."""
     rx = load(h + _H.rx)
     if load(h + _H.dead):
         return -EBADF
@@ -229,7 +231,7 @@ def recv_end(h, to, size, flags):
         return -EBADF
     if not take(rx + _D.rx_lock, load(h + _H.me)):
         return -LOCKED
-    got = -EAGAIN
+    got = -CHANGED
     capacity = load(h + _H.capacity)
     if not pass_bounds(rx, load(rx + _D.head)):
         got = recv_kernel(h, rx, to, size, flags)
@@ -241,7 +243,7 @@ def recv_end(h, to, size, flags):
             # A sender that counts sets the bound before it sends, and the tail before it closes.  So look again.
             barrier()
             if pass_bounds(rx, load(rx + _D.head)) == 0 or readable(rx, load(rx + _D.head), capacity) != 0:
-                got = -EAGAIN
+                got = -CHANGED
             elif got > 0:
                 got = recv_now(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
     unlock(rx + _D.rx_lock)

@@ -67,7 +67,10 @@ def ring_ready(h):
         return FOLLOW
     if in_ring(h):
         return READY
-    return LATER if lane_end(rx) >= 0 else 0
+    if lane_end(rx) >= 0:
+        return LATER
+    # They are being moved to the kernel lane, or their mover was killed: a receive knows.
+    return READY if load_acquire(rx + _D.spilling) > load(rx + _D.head) else 0
 
 
 # ---- waiters -------------------------------------------------------------------------------------------------

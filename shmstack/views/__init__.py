@@ -154,7 +154,7 @@ def listeners() -> list[Listener]:
         try:
             path = f"{objects.DIRECTORY}/{entry}"
             words, owner = (os.readlink(path).split(":"), os.lstat(path).st_uid) if match else ([], 0)
-            if match and len(words) == 4:
+            if match and len(words) == 5:
                 netns, family, address, port = match.groups()
                 rows.append(Listener(shown(text(words[1].encode())), (_host(int(family), bytes.fromhex(address)), int(port)),
                                      int(words[2]), owner, int(netns, 16), objects.living(words[1])))

@@ -56,6 +56,7 @@ class Attachment:
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
     origin: Any = None                                      # the pair where others may be that follow us, see migrate
     following = 0                                           # the thread that takes it to another stack
+    written = 0                                             # a pair in whose ring the program writes in place; see nocopy
     sleepers = 0                                            # threads that sleep in the kernel for its input
 
     def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin: Spin) -> None:

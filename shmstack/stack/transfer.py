@@ -78,7 +78,7 @@ class Transfer(Attachment):
                 self.break_lock(self.tx + _D.rx_lock)
                 tries = self._locked_out(end, waits, tries)
             elif got == -NO_MEMORY:
-                self._extend()
+                self.back_tail()
             elif got not in (-FULL, -_EAGAIN, -errno.EINTR):
                 raise self.sending_error(-got, flags)
             elif not waits:
@@ -90,7 +90,8 @@ class Transfer(Attachment):
                 else:
                     native.wait_lifeline(handle, _POLLOUT, min(left, _SLICE_NS))
 
-    def _extend(self) -> None:
+    def back_tail(self) -> None:
+        """Put memory behind the ring where it is written to next, or have the stream go by the lifeline."""
         native = _native.call
         capacity = self.stack.capacity
         index = native.load(self.tx + _D.tail) & (capacity - 1)

@@ -14,7 +14,7 @@ from shmstack._jit import (
     swap, cycles)
 from shmstack.ring import doorbell, lock, stream
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import lane, loopback, ready, wait
+from shmstack.tcp import inplace, lane, loopback, ready, wait
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
@@ -60,6 +60,7 @@ for _kernel in (
         lock.take, lock.unlock, lock.break_lock,
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
         loopback.announce, loopback.spill, loopback.send_some, loopback.recv_some, loopback.recv_end,
+        inplace.reserve, inplace.commit, inplace.look_at, inplace.give_back,
         wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
         ready.ring_ready, ready.set_asleep, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look):

@@ -12,13 +12,16 @@ from operator import index
 from typing import Any, Callable
 
 from shmstack import _native
+from shmstack._arguments import check, numbers, pieces, scatter, source, target
 from shmstack.stack import attachment
 from shmstack.stack.endpoint import Endpoint
 from shmstack.tcp import lifeline
 
 _base: Any = lifeline.standard
-_UNCHANGED_FLAGS = _stdlib.MSG_PEEK | _stdlib.MSG_DONTWAIT | _stdlib.MSG_WAITALL | _stdlib.MSG_NOSIGNAL \
-    | _stdlib.MSG_MORE | _stdlib.MSG_CMSG_CLOEXEC
+# As plain integers: an IntFlag takes a microsecond to combine.
+_OOB, _PEEK, _TRUNC, _CLOEXEC = (
+    int(flag) for flag in (_stdlib.MSG_OOB, _stdlib.MSG_PEEK, _stdlib.MSG_TRUNC, _stdlib.MSG_CMSG_CLOEXEC))
+_APART = _OOB | int(_stdlib.MSG_ERRQUEUE)     # what has queues of its own in the kernel; TCP ignores other flags
 _Giveup: Any = vars(_stdlib)["_GiveupOnSendfile"]
 _PIECE = 1 << 18                      # bytes of a file that are in memory at a time
 
@@ -26,40 +29,47 @@ _PIECE = 1 << 18                      # bytes of a file that are in memory at a 
 class Calls(_base):  # type: ignore[misc]
     """The standard class, with sends and receives that know the ring."""
 
-    __slots__ = ("_handle", "_endpoint")
+    __slots__ = ("_handle", "_endpoint", "_parting")
+    __qualname__ = "socket"           # what the C methods call themselves in messages
     _endpoint: Endpoint | None
+    _parting: Endpoint | None         # what calls go on with that had begun when another thread closed the socket
     _to_kernel: Callable[[], Any]     # leave the connection to kernel TCP for good; return self
 
     # ---- sending
 
-    def _send(self, data: Any, flags: int = 0, sent: int = 0) -> int:
-        end = self._endpoint
+    def _send(self, *args: Any) -> int:
+        """Take (data[, flags]), or (data, 0, count) from the fast path, which has sent so many bytes."""
+        end = self._endpoint or self._parting
         if end is None:
-            return _base.send(self, data, flags)
-        if flags & _stdlib.MSG_OOB:
+            return _base.send(self, *args[:2])
+        data, flags = source("send", args[:2])
+        if flags & _OOB:
             return self._to_kernel().send(data, flags)
-        return end.send(data, flags, sent)
+        return end.send(data, flags, *args[2:])
 
-    def _sendall(self, data: Any, flags: int = 0, sent: int = 0) -> None:
-        end = self._endpoint
-        if end is None or flags & _stdlib.MSG_OOB:
-            _base.sendall(self if end is None else self._to_kernel(), data, flags)
-        else:
-            end.send(data, flags, sent, whole=True)
+    def _sendall(self, *args: Any) -> None:
+        end = self._endpoint or self._parting
+        if end is None:
+            return _base.sendall(self, *args[:2])
+        data, flags = source("sendall", args[:2])
+        if flags & _OOB:
+            return self._to_kernel().sendall(data, flags)
+        end.send(data, flags, args[2] if len(args) > 2 else 0, whole=True)
+        return None
 
-    def sendto(self, data: Any, *args: Any) -> int:
-        if self._endpoint is None or not 1 <= len(args) <= 2:
-            return _base.sendto(self, data, *args)
-        return self.send(data, args[0] if len(args) == 2 else 0)
+    def sendto(self, *args: Any) -> int:
+        if self._endpoint is None:
+            return _base.sendto(self, *args)
+        check("sendto", args, family=self.family)
+        return self.send(args[0], args[1] if len(args) == 3 else 0)
 
     def sendmsg(self, *args: Any) -> int:
         plain = len(args) == 1 or args[1:2] in (([],), ((),)) and args[3:] in ((), (None,))
         if self._endpoint is None or not plain:
             args = _let_go(args)
             return _base.sendmsg(self if self._endpoint is None else self._to_kernel(), *args)
-        flags = args[2] if len(args) > 2 else 0
-        views = [memoryview(buffer).cast("B") for buffer in args[0]]
-        return self.send(views[0] if len(views) == 1 else b"".join(views), flags)
+        args = pieces("sendmsg", args)
+        return self.send(args[0][0] if len(args[0]) == 1 else b"".join(args[0]), index(args[2]) if len(args) > 2 else 0)
 
     def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         if self._endpoint is None:
@@ -88,50 +98,60 @@ class Calls(_base):  # type: ignore[misc]
 
     # ---- receiving
 
-    def _recv(self, size: int, flags: int = 0) -> bytes:
-        end = self._endpoint
-        if end is None or flags & ~_UNCHANGED_FLAGS or size <= 0:
-            return _base.recv(self, size, flags) if size else b""
+    def _receive(self, size: int, flags: int) -> bytes:
+        end = self._endpoint or self._parting
+        if end is None or flags & _APART:
+            return _base.recv(self, size, flags)
         return end.recv(size, flags)
 
-    def _recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        end = self._endpoint
-        if end is None or flags & ~_UNCHANGED_FLAGS:
-            return _base.recv_into(self, buffer, nbytes, flags)
-        room = memoryview(buffer).nbytes
-        if nbytes < 0:
-            raise ValueError("negative buffersize in recv_into")
-        if nbytes > room:
-            raise ValueError("buffer too small for requested bytes")
-        return end.recv_into(buffer, nbytes or room, flags) if room else 0
+    def _recv(self, *args: Any) -> bytes:
+        size, flags = numbers("recv", args)
+        return self._receive(size, flags) if size else b""
 
-    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+    def _recv_into(self, *args: Any, **named: Any) -> int:
+        return self._receive_into(*target("recv_into", args, named))
+
+    def _receive_into(self, buffer: Any, size: int, flags: int) -> int:
+        end = self._endpoint or self._parting
+        if end is None or flags & _APART:
+            return _base.recv_into(self, buffer, size, flags)
+        with memoryview(buffer) as view:                      # nobody changes its size meanwhile
+            return end.recv_into(view, size, flags) if size else 0
+
+    def recvfrom(self, *args: Any) -> tuple[bytes, Any]:
         if self._endpoint is None:
-            return _base.recvfrom(self, size, flags)
-        return self.recv(size, flags), None
+            return _base.recvfrom(self, *args)
+        size, flags = numbers("recvfrom", args)
+        return self._receive(size, flags) if size else b"", None
 
-    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+    def recvfrom_into(self, *args: Any, **named: Any) -> tuple[int, Any]:
         if self._endpoint is None:
-            return _base.recvfrom_into(self, buffer, nbytes, flags)
-        return self.recv_into(buffer, nbytes, flags), None
+            return _base.recvfrom_into(self, *args, **named)
+        return self._receive_into(*target("recvfrom_into", args, named)), None
 
-    def recvmsg(self, size: int, ancbufsize: int = 0, flags: int = 0) -> tuple[bytes, list[Any], int, Any]:
-        if self._endpoint is None or index(flags) & ~_UNCHANGED_FLAGS or index(ancbufsize) < 0:
-            return _base.recvmsg(self, size, ancbufsize, flags)
-        return self.recv(size, flags), [], 0, None
+    def recvmsg(self, *args: Any) -> tuple[bytes, list[Any], int, Any]:
+        if self._endpoint is None:
+            return _base.recvmsg(self, *args)
+        size, _, flags = numbers("recvmsg", args, 3)
+        if flags & _APART:
+            return _base.recvmsg(self, *args)
+        return self._message(size, flags), [], flags & _CLOEXEC, None
 
-    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> tuple[int, list[Any], int, Any]:
-        if self._endpoint is None or index(flags) & ~_UNCHANGED_FLAGS or index(ancbufsize) < 0:
-            return _base.recvmsg_into(self, buffers, ancbufsize, flags)
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        if any(view.readonly for view in views):
-            raise TypeError("recvmsg_into() argument 1 must be an iterable of single-segment read-write buffers")
-        data, done = self.recv(sum(map(len, views)), flags), 0
-        for view in views:
-            piece = data[done:done + len(view)]
-            view[:len(piece)] = piece
-            done += len(piece)
-        return len(data), [], 0, None
+    def recvmsg_into(self, *args: Any) -> tuple[int, list[Any], int, Any]:
+        if self._endpoint is None:
+            return _base.recvmsg_into(self, *args)
+        args = pieces("recvmsg_into", args)
+        flags = index(args[2]) if len(args) > 2 else 0
+        if flags & _APART:
+            return _base.recvmsg_into(self, *args)
+        data = self._message(sum(memoryview(buffer).nbytes for buffer in args[0]), flags)
+        if not flags & _TRUNC:
+            scatter(data, args[0])
+        return len(data), [], flags & _CLOEXEC, None
+
+    def _message(self, size: int, flags: int) -> bytes:
+        # Unlike recv, which answers itself if no bytes are wanted, these ask the kernel, which waits for some to come.
+        return self._receive(size, flags) if size else self._receive(1, flags | _PEEK)[:0]
 
 
 _native.methods(Calls, "_handle", {

@@ -21,9 +21,9 @@ from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 _SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/bell.py", "ring/doorbell.py", "ring/lock.py", "ring/stream.py",
-            "tcp/handle.py", "tcp/codes.py", "tcp/lane.py", "tcp/loopback.py", "tcp/wait.py", "tcp/ready.py",
-            "tcp/inplace.py",
-            "tcp/method.py", "tcp/nopython.py", "tcp/entry.py")
+            "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py", "tcp/course.py", "tcp/loopback.py",
+            "tcp/lend.py", "tcp/budget.py", "tcp/wait.py", "tcp/ready.py", "tcp/life.py", "tcp/offer.py", "tcp/method.py",
+            "tcp/nopython.py", "tcp/inplace.py", "tcp/entry.py")
 _FASTCALL, _KEYWORDS = 0x80, 0x02
 _NUMBERS = {"x86_64": (202, 324), "aarch64": (98, 283), "riscv64": (98, 283)}     # futex, membarrier
 
@@ -125,9 +125,11 @@ def _static(word: int, value: int) -> None:
 
 FUNCTIONS = (
     "register_barrier barrier wake ring_bell now_ns take unlock break_lock pass_bounds outstanding lane_end set_bound "
-    "announce spill send_some recv_some recv_end wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
-    "swap fetch_add fetch_or allocate free touch map unmap back read write send_buffer recv_buffer reserve commit look_at "
-    "give_back ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look").split()
+    "announce spill send_some recv_some recv_end lend wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
+    "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer reserve commit look_at give_back "
+    "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
+    "take_pair release_pair point enter offer established claim withdraw unpost finish ended meet "
+    "spin_accept in_use limited").split()
 
 
 def load() -> Any:

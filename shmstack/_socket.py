@@ -1,6 +1,6 @@
 """The socket class: the standard one, whose TCP connections on this host are accelerated.
 
-Here are its opening, its modes, its descriptors and its end; the calls that move bytes are in `_calls`.
+Here are its opening, its descriptors and its end; its modes are in `_modes`, the calls that move bytes in `_calls`.
 
 Who is given the descriptor may do anything with it.  So `fileno` *exposes* the connection: the peer then sends by the
 lifeline, where any poller and any reader finds the bytes, until a call of ours waits for input again, or one of our
@@ -19,15 +19,18 @@ from typing import Any
 
 import _socket
 
-from shmstack._calls import Calls
-from shmstack.stack import directory, fork, names, rendezvous, watch
+from shmstack import _native
+from shmstack._modes import Modes
+from shmstack.stack import directory, fork, listening, names, parting, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
 from shmstack.tcp.state import State
 
 _base: Any = lifeline.standard
-_tcp_families = (_stdlib.AF_INET, _stdlib.AF_INET6)
+# Without the enumerations, which are made anew at each look.
+_family, _type = _socket.socket.family.__get__, _socket.socket.type.__get__
+_tcp_families, _SOCK_STREAM, _IPPROTO_TCP = (_socket.AF_INET, _socket.AF_INET6), _socket.SOCK_STREAM, _socket.IPPROTO_TCP
 _unknown = True                       # to multiprocessing
 _held: dict[int, Endpoint] = {}       # cookie -> an endpoint of this process, for descriptors that come back to us
 
@@ -42,16 +45,17 @@ class _Kind(type):
         return type.__subclasscheck__(cls, kind) or (cls is socket and issubclass(kind, _base))
 
 
-class socket(Calls, metaclass=_Kind):
+class socket(Modes, metaclass=_Kind):
     __doc__ = _base.__doc__
     __module__ = "shmstack.socket"
-    __slots__ = ("_listens", "_records")
+    __slots__ = ("_listens", "_patience", "_records")
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: Any = None) -> None:
         _base.__init__(self, family, type, proto, fileno)
-        self._endpoint: Endpoint | None = None
+        self._endpoint = self._parting = None
         self._records: tuple[int, list[str]] | None = None   # who published them, their paths
         self._listens: Stack | None = None
+        self._patience, self._buffers = rendezvous.ACCEPT_SPIN_NS, (0, 0)
         if _unknown and "multiprocessing.reduction" in sys.modules:
             introduce()
         if fileno is not None and _held and self._may_accelerate():
@@ -59,9 +63,8 @@ class socket(Calls, metaclass=_Kind):
 
     def _may_accelerate(self) -> bool:
         # A subclass that reads the descriptor itself (ssl.SSLSocket) has a C object of its own for that.
-        return self.family in _tcp_families and _base.type.__get__(self) == _stdlib.SOCK_STREAM \
-            and self.proto in (0, _stdlib.IPPROTO_TCP) and not hasattr(self, "_sslobj") \
-            and not hasattr(self.__class__, "_create")
+        return _family(self) in _tcp_families and _type(self) == _SOCK_STREAM and self.proto in (0, _IPPROTO_TCP) \
+            and (self.__class__ is socket or not hasattr(self, "_sslobj") and not hasattr(self.__class__, "_create"))
 
     def _descriptor(self) -> int:
         return _base.fileno(self)
@@ -80,8 +83,11 @@ class socket(Calls, metaclass=_Kind):
     def _take(self, end: Endpoint) -> None:
         self._endpoint, end.owner = end, weakref.ref(self)
         self._handle = end.handle
-        end.cookie = lifeline.cookie(self)
         _held[end.cookie] = end
+        if _native.call.limited(end.fd):
+            end.set_limits(lifeline.limits(self))
+        if self._buffers != (0, 0):
+            end.set_buffers(*self._buffers)
         watch.taken(end)
 
     def _drop(self) -> Endpoint | None:
@@ -141,7 +147,7 @@ class socket(Calls, metaclass=_Kind):
         if self._closed or not isinstance(address, tuple) or not self._may_accelerate():
             return None
         address = self._resolve(address)
-        return None if self._is_connected() else rendezvous.offer(self, address)
+        return rendezvous.offer(self, address)
 
     def _resolve(self, address: Any) -> Any:
         # The kernel's connect takes host names; ours needs the number, and one look-up must serve both.
@@ -160,7 +166,9 @@ class socket(Calls, metaclass=_Kind):
     def _connected(self, end: Endpoint) -> None:
         rendezvous.connected(end, self)
         self._take(end)
-        end.set_timeout(self.gettimeout())
+        timeout = self.gettimeout()
+        if end.declared != (-1 if timeout is None else int(timeout * 1e9)):      # another thread set it meanwhile
+            end.set_timeout(timeout)
 
     def listen(self, *args: Any) -> None:
         _base.listen(self, *args)
@@ -169,10 +177,10 @@ class socket(Calls, metaclass=_Kind):
     def _list(self) -> None:
         # The record goes with whoever made it; those who inherited the listener or were passed it then make another.
         records = self._records
-        if records is not None and all(map(os.path.lexists, records[1])) or not self._may_accelerate():
+        if records is not None and all(map(directory.there, records[1])) or not self._may_accelerate():
             return
         try:
-            paths = rendezvous.publish(self)
+            paths = listening.publish(self)
             self._records, self._listens = (os.getpid(), paths), names.current(self) if paths else None
         except (OSError, ValueError):
             self._records = os.getpid(), []
@@ -182,11 +190,10 @@ class socket(Calls, metaclass=_Kind):
     def accept(self) -> tuple[socket, Any]:
         if self._records is not None or _base.getsockopt(self, _stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):
             self._list()
-        fd, address = self._accept()
+        fd, address, self._patience = rendezvous.accept(self, self._patience)
         self._list()                                          # it may have gone while we waited
-        made = socket(self.family, self.type, self.proto, fileno=fd)
-        if _stdlib.getdefaulttimeout() is None and self.gettimeout():
-            made.setblocking(True)
+        made = socket(_family(self), _type(self), self.proto, fileno=fd)
+        made._buffers = self._buffers                         # the kernel's are inherited too
         if made._endpoint is None and made._may_accelerate():
             listener = self._listens or names.existing(self)
             end = rendezvous.adopt(made, listener)
@@ -196,33 +203,15 @@ class socket(Calls, metaclass=_Kind):
 
     accept.__doc__ = _base.accept.__doc__
 
-    # ---- modes
-    def settimeout(self, value: Any) -> None:
-        _base.settimeout(self, value)
-        self._mode()
-
-    def setblocking(self, flag: Any) -> None:
-        _base.setblocking(self, flag)
-        self._mode()
-
-    def _mode(self) -> None:
-        if self._endpoint is not None:
-            self._endpoint.set_timeout(self.gettimeout())
-
-    def setsockopt(self, *args: Any) -> None:
-        _base.setsockopt(self, *args)
-        if self._endpoint is not None and args[:2] == (_stdlib.SOL_SOCKET, _stdlib.SO_RCVLOWAT) and args[2] != 1:
-            self._to_kernel()                                # only the kernel counts bytes before it wakes a reader
+    # ---- descriptors
 
     def set_inheritable(self, inheritable: bool) -> None:
         if inheritable:
             self._to_kernel()                                # a program that is exec'd knows only the kernel socket
         _base.set_inheritable(self, inheritable)
 
-    # ---- descriptors
-
-    def fileno(self) -> int:
-        fd: int = _base.fileno(self)
+    def fileno(self, *args: Any) -> int:
+        fd: int = _base.fileno(self, *args)
         if self._endpoint is not None and fd >= 0:
             self._endpoint.expose()
         return fd
@@ -254,11 +243,12 @@ class socket(Calls, metaclass=_Kind):
 
     # ---- closing
 
-    def shutdown(self, how: int) -> None:
+    def shutdown(self, *args: Any) -> None:
         end = self._endpoint
+        how = args[0].__index__() if len(args) == 1 and hasattr(args[0], "__index__") else None
         if end is not None and how in (_stdlib.SHUT_WR, _stdlib.SHUT_RDWR):
             end.shutdown_send()
-        _base.shutdown(self, how)
+        _base.shutdown(self, *args)
         if end is not None and how in (_stdlib.SHUT_RD, _stdlib.SHUT_RDWR):
             end.shutdown_receive()
 
@@ -274,6 +264,11 @@ class socket(Calls, metaclass=_Kind):
             self._unlist()
         end = self._drop()
         if end is None:
+            _ss.close(self)
+            return
+        if parting.busy(end):
+            self._parting = end
+            parting.later(end)
             _ss.close(self)
             return
         end.close(self._reset_on_close)

@@ -124,10 +124,13 @@ class epoll:  # type: ignore[no-redef]
         return self._poller.poll(timeout, maxevents)
 
 
-class poll:  # type: ignore[no-redef]
-    __doc__ = _kernel_poll.__doc__
+class _Poll:
+    __module__, __qualname__ = "select", "poll"
 
-    def __init__(self) -> None:
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"cannot create '{cls.__module__}.{cls.__name__}' instances")
+
+    def _set_up(self) -> None:
         chosen = names.options()
         self._kernel, self._masks, self._busy = _kernel_poll(), dict[int, int](), False
         self._user_level, self._spin = chosen.ul_poll, _spin("poll", chosen.ul_poll)
@@ -180,6 +183,12 @@ class poll:  # type: ignore[no-redef]
         return found
 
 
+def _poll(_: Any, /) -> Any:
+    made = object.__new__(_Poll)
+    made._set_up()
+    return made
+
+
 def _select(_: Any, rlist: Iterable[Any], wlist: Iterable[Any], xlist: Iterable[Any],
             timeout: float | None = None, /) -> tuple[list[Any], list[Any], list[Any]]:
     usual = timeout is None or isinstance(timeout, (int, float)) and timeout >= 0
@@ -205,8 +214,12 @@ def _select(_: Any, rlist: Iterable[Any], wlist: Iterable[Any], xlist: Iterable[
                  for pairs, chosen in zip(asked, sets, strict=True))
 
 
+_Poll.__name__ = "poll"
+_poll.__name__, _poll.__doc__ = "poll", _kernel_poll.__doc__
 _select.__name__, _select.__doc__ = "select", _kernel_select.__doc__
-select: Any = MethodType(_select, _stdlib)    # type: ignore[no-redef]  # not a function: a class attribute would pass the object on
+# Not functions: a class attribute would pass the object on.
+poll: Any = MethodType(_poll, _stdlib)        # type: ignore[no-redef]
+select: Any = MethodType(_select, _stdlib)    # type: ignore[no-redef]
 
 
 # ---- under a program that knows nothing of us ----------------------------------------------------------------

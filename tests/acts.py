@@ -6,6 +6,7 @@ import errno
 import faulthandler
 import os
 import pickle
+import pkgutil
 import random
 import signal
 import struct
@@ -245,7 +246,8 @@ def tidy():
 
 def become(uid):
     """Go on as another user, who need not be able to read the interpreter: what is imported later is imported now."""
-    for module in ("posix_ipc", "importlib", "shmstack.stack.migrate"):
+    ours = (found.name for found in pkgutil.walk_packages(shmstack.stack.__path__, "shmstack.stack."))
+    for module in ("posix_ipc", "importlib", *ours):
         __import__(module)
     _native.load()
     os.setgroups([])

@@ -23,7 +23,7 @@ SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or
           "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken", "queued"}
 # Kernels that ask the operating system; a Memory answers in their place, as it does for C functions.
 OUTSIDE = {"sleep", "wake", "barrier", "spin_budget", "failure", "now_ns", "pause", "poll_lifeline", "kernel_written",
-           "kernel_taken", "queued"}
+           "kernel_taken", "queued", "acknowledge", "keep_short", "interrupted", "nonblocking"}
 MASK = (1 << 64) - 1
 
 
@@ -172,6 +172,10 @@ class Memory:
             self.taken[fd] += len(got)
         return len(got) or -1
 
+    def _fallocate(self, _fd, _mode, offset, size):
+        assert offset >= 0 and size > 0, f"asks for {size} bytes at {offset}"
+        return 0
+
     def _queued(self, h):
         return len(self.lanes.get(self.word(h + HANDLE.at.fd) ^ 1, b""))
 
@@ -190,6 +194,12 @@ class Memory:
     def _spin_budget(self, h, kind):
         return 0
 
+    def _interrupted(self, result):
+        return 0
+
+    def _nonblocking(self, h):
+        return 0
+
     def _now_ns(self):
         self.now += 1
         return self.now
@@ -197,7 +207,7 @@ class Memory:
     def _barrier(self, *_):
         return 0
 
-    _pause = _wake = _sched_yield = _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
+    _pause = _wake = _acknowledge = _keep_short = _sched_yield = _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
 
 
 class Sleeps(Exception):

@@ -88,10 +88,18 @@ def open_plainly(path):
 
 # ---- garbage -------------------------------------------------------------------------------------------------
 
+_targets = {}
+
+
+def aim(stack):
+    """Open what `scribble` writes to: the victim may be through before the scribbling begins."""
+    _targets[stack] = os.open(f"/dev/shm/shmstack.s.{stack}", os.O_RDWR)
+
+
 def scribble(stack, start, end, kind, seed):
     """Write garbage between two offsets of a stack until the test wants something else; return how often."""
     chance, count = random.Random(seed), 0
-    with open(f"/dev/shm/shmstack.s.{stack}", "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+    with open(_targets.pop(stack), "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         while not select.select([sys.stdin], [], [], 0)[0]:
             count += 1
             if kind == "noise":

@@ -30,7 +30,13 @@ PIECES = {
     "test.test_httpservers": 2, "test.test_select": 1, "test.test_poll": 1, "test.test_epoll": 1,
     "test.test_selectors": 3, "test.test_xmlrpc": 1, "test.test_asyncio.test_sock_lowlevel": 1,
     "test.test_asyncio.test_streams": 1, "test.test_asyncio.test_server": 1, "test.test_asyncio.test_events": 2,
+    "test.test_asyncio.test_selector_events": 1, "test.test_asyncio.test_base_events": 1,
+    "test.test_asyncio.test_sendfile": 1, "test.test_asyncio.test_ssl": 1, "test.test_asyncio.test_sslproto": 1,
+    "test.test_asyncio.test_buffered_proto": 1, "test.test_ftplib": 1, "test.test_smtplib": 1, "test.test_poplib": 1,
+    "test.test_imaplib": 1, "test.test_logging": 1, "test.test_wsgiref": 1, "test.test_ssl": 2,
+    "mp_fork": 1, "mp_spawn": 2, "mp_forkserver": 2,
 }
+MULTIPROCESSING = ("Connection", "Listener", "Manager", "Wait", "Pickling", "OtherTest", "Challenge")     # in class names
 FACE = "the class of sockets"       # what the runner notes of itself
 CASES = [(module, piece, count) for module, count in PIECES.items() for piece in range(count)]
 
@@ -56,7 +62,8 @@ def outcomes(command, where, module, *selection):
 
 
 def run_bounded(command, where):
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+    paths = str(ROOT), os.environ.get("PYTHONPATH"), str(RUNNER.parent / "mp")
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
     process = subprocess.Popen(command, cwd=where, env=environment, text=True, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
@@ -74,9 +81,12 @@ def failed(found):
 @pytest.mark.parametrize(("module", "piece", "count"), CASES,
                          ids=[f"{module.removeprefix('test.')}-{piece + 1}of{count}" for module, piece, count in CASES])
 def test_nothing_fails_under_the_launcher_that_passes_without_it(tmp_path, module, piece, count):
-    if importlib.util.find_spec("test") is None or importlib.util.find_spec(module) is None:
+    needed = "test._test_multiprocessing" if module.startswith("mp_") else module
+    if importlib.util.find_spec("test") is None or importlib.util.find_spec(needed) is None:
         pytest.skip(f"this interpreter comes without {module}")
     selection = (str(piece), str(count), *ELSEWHERE)
+    if module.startswith("mp_"):
+        selection += tuple(f"only={part}" for part in MULTIPROCESSING)
     plain = outcomes(PLAIN, tmp_path, module, *selection)
     launched = outcomes(LAUNCHED, tmp_path, module, *selection)
     assert plain[FACE][0] == "socket"

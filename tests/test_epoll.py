@@ -391,3 +391,20 @@ def _echo(sock, turns, seed):
                 sock.send(data)
             except ConnectionError:
                 return
+
+
+def test_ring_behind_the_kernel_lane_is_reported_after_it(pairs, epoll):
+    """A large message to a sleeper comes in two lanes; whoever looks before reading must hear of the second too."""
+    client, server = pairs()
+    client.setblocking(True)
+    epoll.register(server, IN)
+    later(client.sendall, b"x" * 100_000, after=0.05)
+    got = 0
+    for _ in range(100):
+        assert epoll.poll(PATIENCE_S) == [(number(server), IN)]
+        assert epoll.poll(0) == [(number(server), IN)]
+        got += len(server.recv(100_000))
+        if got == 100_000:
+            break
+    assert got == 100_000
+    assert epoll.poll(0) == []

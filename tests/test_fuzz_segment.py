@@ -23,6 +23,7 @@ def test_victim_of_a_scribbler_neither_crashes_nor_hangs(area, kind):
     name = "f" + secrets.token_hex(5)
     with Process(EF_NAME=name, **SETTINGS) as victim, Process(EF_NAME=name, **SETTINGS) as scribbler:
         stack = victim.call("suffer", 0)
+        scribbler.call("aim", stack)
         scribbler.start("scribble", stack, *AREAS[area], kind, f"{area} {kind}")
         assert victim.call("suffer", 5) == stack
         assert victim.end() == 0                              # nor do the destructors

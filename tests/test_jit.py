@@ -16,6 +16,7 @@ import numba
 import numpy
 import pytest
 from conformance.faces import Net
+from conformance.streams import receive_exactly
 from conformance.waiting import Background
 
 import shmstack
@@ -429,7 +430,7 @@ def test_send_that_is_cut_short_says_what_went(pair, alarm):
     sent = int(answer[0])
     assert 0 < sent < data.size
     server.settimeout(5)
-    assert server.recv(sent, socket.MSG_WAITALL) == data[:sent].tobytes()
+    assert receive_exactly(server, sent) == data[:sent].tobytes()
     server.settimeout(0)
     with pytest.raises(BlockingIOError):
         server.recv(1)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,16 @@ OURS, PLAIN = "shmstack.socket", "socket"
 
 def _environment(**more):
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("EF_", "SHMSTACK_"))}
-    # Found however the tests found it: installed, or on the path of this process.
-    root = str(Path(shmstack.__file__).parent.parent)
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH")]))
+    # Found however the tests found it: installed, where each Python of that environment finds it, or by the path.
+    root = Path(shmstack.__file__).parent.parent
+    if root not in map(Path, sysconfig.get_paths().values()):
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environ.get("PYTHONPATH")]))
     return {**environ, **more}
+
+
+def _before(place):
+    """The tests' own module path with `place` first, as PYTHONPATH."""
+    return os.pathsep.join(filter(None, [str(place), _environment().get("PYTHONPATH")]))
 
 
 def launch(*words, cwd="/", **more):       # not in the checkout: `-m` would look there first
@@ -222,7 +229,7 @@ def test_looking_for_ssl_does_not_lose_it():
 
 def test_path_is_the_programs_own(tmp_path):
     code = "import os, sys; print(sys.path[1], os.environ['PYTHONPATH']); print('_site' in ' '.join(sys.path))"
-    first, inherited, seen = python(code, PYTHONPATH=f"{tmp_path}:{_environment()['PYTHONPATH']}")
+    first, inherited, seen = python(code, PYTHONPATH=_before(tmp_path))
     assert (first, seen) == (str(tmp_path), "False")
     assert inherited.startswith(f"{SITE}:{tmp_path}")
 
@@ -230,14 +237,14 @@ def test_path_is_the_programs_own(tmp_path):
 def test_sitecustomize_of_the_user_runs(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import os; 'SHMSTACK_RUN' in os.environ and print('mine', __file__)")
     out = python("import sitecustomize; print(sitecustomize.__file__); " + WHICH,
-                 PYTHONPATH=f"{tmp_path}:{_environment()['PYTHONPATH']}")
+                 PYTHONPATH=_before(tmp_path))
     file = str(tmp_path / "sitecustomize.py")
     assert out == ["mine", file, file, OURS]
 
 
 def test_failing_sitecustomize_is_reported_as_ever(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import no_such_module")
-    path = f"{tmp_path}:{_environment()['PYTHONPATH']}"
+    path = _before(tmp_path)
     alone = subprocess.run([sys.executable, "-c", WHICH], env=_environment(PYTHONPATH=path), capture_output=True,
                            text=True, check=True)
     done = launch("--", sys.executable, "-c", WHICH, PYTHONPATH=path)

@@ -146,7 +146,7 @@ def test_listeners_record_of_another_user_gets_nothing(where):
         server.call("bind")
         address = server.call("bound")
         stack = {"own stack": eve.call("own_stack", "listener"), "nonsense": "::::", "another stack": "3.nobody"}[where]
-        path = directory._listener_path(directory.Place(network(), 2, bytes([127, 0, 0, 1]), address[1]))
+        path = directory.listener_path(directory.Place(network(), 2, bytes([127, 0, 0, 1]), address[1]))
         with squatter(path, "link", f"1:{stack}:2:abc"):
             server.call("listen_bound")
             ends = works_over_the_kernel(client, server, address)

@@ -27,14 +27,35 @@ BOUNDS = 4                           # places for bounds; more than that are nev
 
 
 @kernel
+def window(direction, capacity):
+    """Return how many bytes may be unread in the ring: its capacity, or less if the program wants small buffers."""
+    most = load(direction + _D.window)
+    return most if 0 < most < capacity else capacity
+
+
+@kernel
 def room(direction, tail, capacity):
     """Return how many bytes fit behind position `tail`, as the head stands now, or -1 for an impossible head."""
     head = load_acquire(direction + _D.head)                                     # SYNC head
-    store(direction + _D.head_cache, head)
     if head < 0 or head > tail:
         return -1
+    known = load(direction + _D.head_cache)
+    if head < known <= tail:
+        head = known                                         # the ring is empty up to there, see `start_ring`
+    store(direction + _D.head_cache, head)
     # More than a ring may be under way in the kernel lane: then nothing fits, and nothing is wrong.
     return max(0, capacity - (tail - head))
+
+
+@kernel
+def start_ring(direction):
+    """Note that a run in the ring begins at the tail, and that all of earlier runs was read.
+
+    What is under way in the kernel lane takes no room here, so a sender that is always ahead of its receiver there
+    gets out of it all the same.
+    """
+    store(direction + _D.head_cache, load(direction + _D.tail))
+    return 0
 
 
 @kernel

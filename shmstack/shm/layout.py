@@ -2,11 +2,11 @@
 
 A stack is one POSIX shared-memory object:
 
-    +----------+-----------+------------------+------------+-------------------------------+
-    | Header   | processes | waiters          | pairs      | rings: 2 a pair, `capacity` B |
-    | + counters           |                  |            | each, sparse until written    |
-    +----------+-----------+------------------+------------+-------------------------------+
-    0          PROCESSES   WAITERS            PAIRS        header.rings
+    +----------+-----------+---------+---------+------------+-------------------------------+
+    | Header   | processes | offers  | waiters | pairs      | rings: 2 a pair, `capacity` B |
+    | + counters           |         |         |            | each, sparse until written    |
+    +----------+-----------+---------+---------+------------+-------------------------------+
+    0          PROCESSES   OFFERS    WAITERS   PAIRS        header.rings
 
 A *pair* is one connection: the TCBs of both its ends and the two directions of its stream.  Endpoint `2 * pair`
 is the active opener (side 0), `2 * pair + 1` the passive one (side 1); direction d carries what side d sends.
@@ -113,6 +113,7 @@ HEADER = Struct("Header", {
     "fresh":        "pairs below this were used before; those above have never been touched",
     "used":         "pairs in use",
     "backed":       "pairs below this have memory behind them",
+    "moved_to":     "1: a connection was moved here, somebody may yet have to follow",
     "_counters":    None,
     "counters":     (128 * 8, "one word a counter, see COUNTERS"),
 }, size=PAGE)
@@ -149,6 +150,8 @@ TCB = Struct("TCB", {
     "pid":        ("pid of that process", COPY),
     "arrived":    ("how many holders ever came to this pair", ZERO),
     "moves":      ("how often this end was moved to another stack", REBUILD),
+    "sndbuf":     ("SO_SNDBUF that the program set, 0 if it didn't", COPY),
+    "rcvbuf":     ("SO_RCVBUF that the program set, 0 if it didn't", COPY),
 }, size=128)
 
 DIRECTION = Struct("Direction", {
@@ -162,6 +165,7 @@ DIRECTION = Struct("Direction", {
     "nb":         ("bounds that the sender has set; odd: it now writes to the ring", COPY),
     "fin":        ("1: nothing comes after tail, 2: nobody wants more", COPY),
     "backed":     ("bytes of the ring that have memory behind them", REBUILD),
+    "window":     ("most bytes that may be unread in the ring, 0: what it holds", COPY),
     "stalled":    ("1: the sender sleeps on this word until there is room", ZERO),
     "kernel":     ("1: after the last bound everything is in the kernel lane, for good and uncounted", COPY),
     "run_start":  ("position at which the present run in the kernel lane began", COPY),
@@ -170,7 +174,7 @@ DIRECTION = Struct("Direction", {
     "bound1":     ("", COPY), "bound2": ("", COPY), "bound3": ("", COPY),
     "_tx":        None,
     "tx_lock":    ("who sends: 0, owner (see ring.lock) or MOVED_LOCK", ZERO),
-    "head_cache": ("the senders' last sight of head", REBUILD),
+    "head_cache": ("before this position the ring is free, as the senders know", REBUILD),
     "_rx":        None,
     "rx_lock":    ("who receives", ZERO),
 }, size=6 * LINES)
@@ -201,15 +205,26 @@ WAITER = Struct("Waiter", {
     "owner":      "the process that has it, as a lock holder; 0: free",
     "uses":       "grows with each new owner",
     "_asleep":    None,
-    "asleep":     "1: the poller is in the kernel, or about to be",
+    "asleep":     "1: the poller is in the kernel, or about to be; 2: and each message must be an event there",
     "_summary":   None,
     "summary":    "1: some bit of the map is set",
 }, size=4 * LINES)                                       # followed by one bit an endpoint
 WAITERS_MAX = 64
 
+# On the board of the listener's stack, at cookie modulo OFFERS_MAX and what follows.
+OFFER = Struct("Offer", {
+    "cookie":     "SO_COOKIE of the client's socket; 0: free, -holder: being written",
+    "holder":     "the client's process, as a lock holder in this stack",
+    "generation": "of the pair",
+    "pair":       "number of the pair in its stack",
+    "home":       (32, "full name of its stack, empty: this one"),
+}, size=64)
+OFFERS_MAX = 64
+
 PROCESSES = HEADER.size
-WAITERS = PROCESSES + PROCESSES_MAX * PROCESS.size
-STRUCTS = (HEADER, PROCESS, WAITER, PAIR, TCB, DIRECTION)
+OFFERS = PROCESSES + PROCESSES_MAX * PROCESS.size
+WAITERS = OFFERS + OFFERS_MAX * OFFER.size
+STRUCTS = (HEADER, PROCESS, OFFER, WAITER, PAIR, TCB, DIRECTION)
 
 if PAIR_DIRECTION + 2 * DIRECTION.size > PAIR_SIZE:
     raise ValueError(f"a pair takes {PAIR_DIRECTION + 2 * DIRECTION.size} bytes, more than {PAIR_SIZE}")
@@ -218,7 +233,7 @@ if PAIR_DIRECTION + 2 * DIRECTION.size > PAIR_SIZE:
 def describe() -> str:
     """Return the printed layout (tests hold it against a golden file)."""
     tail = [f"PAIR_SIZE {PAIR_SIZE}, PAIR_TCB {PAIR_TCB}, PAIR_DIRECTION {PAIR_DIRECTION}",
-            f"PROCESSES {PROCESSES} x {PROCESSES_MAX}, WAITERS {WAITERS} x {WAITERS_MAX}",
+            f"PROCESSES {PROCESSES} x {PROCESSES_MAX}, OFFERS {OFFERS} x {OFFERS_MAX}, WAITERS {WAITERS} x {WAITERS_MAX}",
             "COUNTERS " + " ".join(COUNTERS)]
     return "\n\n".join([f"version {VERSION}", *map(str, STRUCTS), *tail]) + "\n"
 

@@ -21,6 +21,7 @@ _LOCKS = 1 << 40                      # lock byte of process slot 0
 _FLOCK = "hhqqi4x"                    # struct flock of 64-bit Linux
 OFD_GETLK, OFD_SETLK = 36, 37
 TURN_SECONDS = 5.0
+_YIELDS = 100
 _QUIETLY = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK      # anybody may have put up that name
 
 
@@ -32,14 +33,18 @@ def lock(fd: int, slot: int, kind: int, count: int = 1, command: int = OFD_SETLK
 
 
 def take_turn(fd: int, name: str) -> None:
-    end = time.monotonic() + TURN_SECONDS
+    end, tries = time.monotonic() + TURN_SECONDS, _YIELDS
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > end:
                 raise errors.StackDenied(f"a turn at stack {name!r}", "another process keeps it") from None
-        time.sleep(0.0005)
+        if tries > 0:                                     # usually it is over in a moment
+            tries -= 1
+            os.sched_yield()
+        else:
+            time.sleep(0.0005)
 
 
 def open_object(name: str) -> int:

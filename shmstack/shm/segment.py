@@ -22,7 +22,7 @@ from shmstack import _native, errors
 from shmstack.shm.access import grant, shm_open
 from shmstack.shm.layout import DIGEST, HEADER, MAGIC, PROCESSES_MAX, VERSION
 from shmstack.shm.objects import (
-    DIRECTORY, OFD_GETLK, PREFIX, TURN_SECONDS, held, in_use, lock, open_object, owed, take_turn, unlink)
+    DIRECTORY, PREFIX, TURN_SECONDS, held, in_use, lock, open_object, owed, take_turn, unlink)
 
 
 
@@ -157,7 +157,7 @@ class Segment:
 
     def others(self) -> bool:
         """Return whether any other process uses the object."""
-        return lock(self.fd, 0, fcntl.F_WRLCK, PROCESSES_MAX, OFD_GETLK) != fcntl.F_UNLCK
+        return bool(_native.call.in_use(self.fd, PROCESSES_MAX))
 
     def after_fork(self) -> None:
         """In a new child: leave the parent's slot to the parent and take one of our own."""
@@ -177,7 +177,8 @@ class Segment:
         removed = False
         try:
             take_turn(self.fd, self.name)
-            removed = not self.others() and not owed(self.name) and unlink(self.name, self.fd)
+            owing = _native.call.load(self.base + HEADER.at.moved_to) and owed(self.name)
+            removed = not self.others() and not owing and unlink(self.name, self.fd)
         except errors.StackDenied:
             pass                      # whoever has the turn has it for good; the object is reaped later
         os.close(self.fd)

@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
-from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, PAIR_SIZE, TCB
+from shmstack.shm.layout import DIRECTION, MOVED_LOCK, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, TCB
 from shmstack.stack import stack as stacks
 from shmstack.stack.stack import Stack
 from shmstack.tcp.handle import HANDLE
@@ -47,6 +47,7 @@ class Attachment:
     fd : descriptor of the lifeline
     timeout : as `socket.gettimeout` returns it
     spin : how a wait spins
+    handle : one that is set up already, and counted; its end is nobody else's yet
     """
 
     open = True                                             # not closed or handed back yet
@@ -57,43 +58,44 @@ class Attachment:
     origin: Any = None                                      # the pair where others may be that follow us, see migrate
     following = 0                                           # the thread that takes it to another stack
     written = 0                                             # a pair in whose ring the program writes in place; see nocopy
+    lent = False                                            # somebody was given the descriptor, and may set its modes
+    declared = -1                                           # the socket object's time-out, as in the handle
+    limits = (0, 0)                                         # SO_RCVTIMEO and SO_SNDTIMEO in ns, 0: none
     sleepers = 0                                            # threads that sleep in the kernel for its input
+    offer: str | None = None                                # the record of our offer
+    board: Stack | None = None                              # or where it stands
+    owner: Callable[[], Any] = staticmethod(_nobody)        # the socket object, or None
+    shut = free_after = False
 
-    def __init__(self, stack: Stack, index: int, side: int, fd: int, timeout: float | None, spin: Spin) -> None:
+    def __init__(self, stack: Stack, index: int, side: int, fd: int,  # noqa: PLR0913 - made in three places
+                 timeout: float | None, spin: Spin, handle: int = 0) -> None:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
-        self.offer: str | None = None
-        self.owner: Callable[[], Any] = _nobody               # the socket object, or None
-        self.cookie = 0
-        self.shut = self.free_after = self.counted = False
-        self.handle = handle = native.allocate(HANDLE.size)
-        self._point()
-        for field, value in ((_H.fd, fd), (_H.side, side), (_H.spin_ns, spin.ns), (_H.spin_now, spin.ns),
-                             (_H.adapts, spin.adapts), (_H.held_spin, 1000 if spin.ns else 0)):
-            native.store(handle + field, value)
-        with self.still():
-            native.fetch_add(self.tcb + _T.holders, 1)
-            native.fetch_add(self.tcb + _T.arrived, 1)
-            self.counted = True
-        self.set_timeout(timeout)
+        self.inside = set[int]()                              # threads in slow calls
+        self.counted, self.declared = handle != 0, -1 if timeout is None else int(timeout * 1e9)
+        self.handle = handle or native.enter(stack.facts, index, side, fd, spin.ns, spin.adapts)
+        self._note()
+        self.cookie = native.load(self.tcb + _T.cookie)       # of the lifeline
+        if not handle:
+            with self.still():
+                native.fetch_add(self.tcb + _T.holders, 1)
+                native.fetch_add(self.tcb + _T.arrived, 1)
+                self.counted = True
+            self.set_timeout(timeout)
         endpoints.add(self)
 
+    def _note(self) -> None:
+        # The addresses of the handle, from numbers that were checked at attach.
+        stack, index, side = self.stack, self.index, self.side
+        stack.segment.handles.add(self.handle)
+        self.pair = pair = stack.pair(index)
+        self.tcb, ways = pair + PAIR_TCB + side * TCB.size, pair + PAIR_DIRECTION
+        self.tx, self.rx = ways + side * DIRECTION.size, ways + (1 - side) * DIRECTION.size
+        self.generation = _native.call.load(self.pair + _P.generation)
+
     def _point(self) -> None:
-        # All addresses of the handle, from numbers that were checked at attach; first what belongs to the locks, which
-        # are found by the last two: a thread that sees the new ones sees all of it.
-        native, stack, handle = _native.call, self.stack, self.handle
-        base = stack.segment.base
-        stack.segment.handles.add(handle)
-        self.pair, self.tcb = stack.pair(self.index), stack.tcb(self.index, self.side)
-        self.tx, self.rx = (stack.direction(self.index, side) for side in (self.side, 1 - self.side))
-        self.generation = native.load(self.pair + _P.generation)
-        mine, theirs = (stack.ring_offset(self.index, side) for side in (self.side, 1 - self.side))
-        for field, value in (
-                (_H.pair, self.pair), (_H.tx_ring, base + mine), (_H.rx_ring, base + theirs), (_H.capacity, stack.capacity),
-                (_H.me, stack.holder), (_H.memory_fd, stack.segment.fd), (_H.tx_offset, mine), (_H.pair_index, self.index),
-                (_H.generation, self.generation), (_H.waiters, stack.waiters), (_H.waiter_size, stack.waiter_size),
-                (_H.tx, self.tx), (_H.rx, self.rx)):
-            native.store(handle + field, value)
+        self._note()
+        _native.call.point(self.stack.facts, self.handle, self.index, self.side)
 
     # ---- moves
 
@@ -186,11 +188,22 @@ class Attachment:
 
     def set_timeout(self, timeout: float | None) -> None:
         """Follow `settimeout`.  Who doesn't block polls, so his input must be where the kernel sees it."""
-        native = _native.call
-        native.store(self.handle + _H.timeout_ns, -1 if timeout is None else int(timeout * 1e9))
+        self.declared = -1 if timeout is None else int(timeout * 1e9)
+        self.wait_at_most(self.declared)
         self.relax()
         for poller in self.watchers:
             poller.mode_changed(self)
+
+    def set_limits(self, limits: tuple[int, int]) -> None:
+        """Follow SO_RCVTIMEO and SO_SNDTIMEO: (receive, send) in ns, 0 for none."""
+        self.limits = limits
+        self.wait_at_most(_native.call.load(self.handle + _H.timeout_ns))
+
+    def wait_at_most(self, timeout: int) -> None:
+        """Tell the fast path how long a call may wait, and a receive in particular."""
+        native, handle = _native.call, self.handle
+        native.store(handle + _H.timeout_ns, timeout)
+        native.store(handle + _H.receive_ns, self.limits[0] or -1 if timeout < 0 else timeout)
 
     def relax(self) -> None:
         """Rest where input is expected while no call waits."""
@@ -215,8 +228,11 @@ class Attachment:
         """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
         for poller in self.watchers:
             poller.exposing(self)
-        self.exposed, self.exposed_at = True, _native.call.load(self.rx + _D.head)
+        self.lent = self.exposed = True
+        self.exposed_at = _native.call.load(self.rx + _D.head)
         self.rest(KERNEL)
+        if self.joined:
+            _native.call.lend(self.handle)                    # he may write there too
 
     def read_by_us(self) -> bool:
         """Return whether the program receives through us, or did since its last `fileno()`."""

@@ -43,6 +43,11 @@ class Listening(NamedTuple):
     owner: int
     path: str
 
+    @property
+    def text(self) -> str:
+        """What the record says."""
+        return f"{_VERSION}:{self.stack}:{self.server}:{self.cookie:x}"
+
 
 class Offer(NamedTuple):
     """A connecting client's record."""
@@ -54,7 +59,8 @@ class Offer(NamedTuple):
     path: str
 
 
-def _listener_path(place: Place) -> str:
+def listener_path(place: Place) -> str:
+    """Return where the first listener's record of a place stands."""
     return f"{DIRECTORY}/shmstack.l.{place.netns:x}.{place.family}-{place.address.hex()}.{place.port}"
 
 
@@ -75,12 +81,12 @@ def _read(path: str) -> tuple[list[str], int] | None:
 
 def publish(place: Place, stack: str, server: int, cookie: int) -> str | None:
     """Record that somebody listens; return the record's path, or None if there are too many already."""
-    base = _listener_path(place)
+    base = listener_path(place)
     for number in range(_SAME_PORT):
         path = f"{base}.{number}" if number else base
         for _ in range(2):
             try:
-                os.symlink(f"{_VERSION}:{stack}:{server}:{cookie:x}", path)
+                os.symlink(Listening(stack, server, cookie, 0, path).text, path)
                 return path
             except FileExistsError:
                 found = _listening(path)
@@ -105,7 +111,24 @@ def _listening(path: str) -> Listening | None:
 
 def listening(place: Place) -> Listening | None:
     """Return the listener's record for exactly this address, if one is there."""
-    return _listening(_listener_path(place))
+    return _listening(listener_path(place))
+
+
+def says(path: str, text: str) -> bool:
+    """Return whether a record is there that says this; whose it is doesn't matter if it was true before."""
+    try:
+        return os.readlink(path) == text
+    except OSError:
+        return False
+
+
+def there(path: str) -> bool:
+    """Return whether a record is there."""
+    try:
+        os.readlink(path)
+    except OSError:
+        return False
+    return True
 
 
 def offer(netns: int, cookie: int, stack: str, pair: int, generation: int) -> str:

@@ -15,7 +15,7 @@ from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.shm.layout import DIRECTION, PAIR, TCB
 from shmstack.shm.segment import Segment
-from shmstack.stack import stack as stacks
+from shmstack.stack import plans
 from shmstack.stack.attachment import endpoints
 from shmstack.stack.transfer import Transfer
 from shmstack.tcp.handle import HANDLE
@@ -24,6 +24,7 @@ from shmstack.tcp.state import Event, State
 SYN_SENT = State.SYN_SENT
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
 _HAND_BACK_SECONDS = 0.5
+_RCVBUF = 1 << 17                                           # what Linux starts with (tcp_rmem)
 
 _GRACE_NS = 100_000_000
 _graveyard: deque[tuple[int, int, Segment]] = deque()       # handles that a thread may still be inside of, since when
@@ -78,6 +79,12 @@ class Endpoint(Transfer):
         if native.load(self.handle + _H.dead) or self.pid != os.getpid():
             return
         self.unwatch()
+        if self.offer is None:
+            done = native.finish(self.handle)
+            if done >= 0:
+                self.free_after = done == 1
+                endpoints.discard(self)
+                return
         self.serve()
         if not self.shut and not self.unread() and not self.held_by_others():
             self._leave_no_bytes()
@@ -99,22 +106,21 @@ class Endpoint(Transfer):
 
     def closed(self) -> None:
         """After the descriptor was closed: let a sleeping peer look."""
-        native = _native.call
-        native.ring_bell(self.tx + _D.bell, FUTEX, RING)
-        native.wake(self.rx + _D.bell)                        # threads of our own that wait on this handle
-        native.wake(self.tx + _D.stalled)
+        _native.call.ended(self.handle)
         self._done_with()
 
     def _done(self) -> None:
-        # The second end that is done with the pair frees it.
-        native = _native.call
-        before = native.fetch_or(self.pair + _P.closed, 1 << self.side)
-        self.free_after = before | 1 << self.side == 3 or not self.joined
+        # The second end that is done with the pair frees it, and nobody a second time.  Whether there is another end
+        # is asked first: once ours is noted the other may free the pair, and somebody take it anew.
+        native, mine, joined = _native.call, 1 << self.side, self.joined
+        before = native.fetch_or(self.pair + _P.closed, mine)
+        self.free_after = not before & mine and (before | mine == 3 or not joined)
 
     def _done_with(self) -> None:
         if self.free_after:
             self.free_after = False
             self.stack.release_pair(self.index)
+        plans.drop_if_alone(self.stack)
         self.open = False
 
     def withdraw(self) -> bool:
@@ -122,9 +128,7 @@ class Endpoint(Transfer):
         if self.offer is not None:
             _remove(self.offer)
             self.offer = None
-            if _native.call.cas(self.pair + _P.offer, self.generation, -1) == self.generation:
-                _native.call.store(self.pair + _P.state, stacks.WITHDRAWN)
-        return not self.joined
+        return bool(_native.call.withdraw(self.handle))
 
     def hand_back(self) -> None:
         """Leave both directions to the kernel for good, and the pair: the descriptor is somebody else's now.
@@ -147,14 +151,35 @@ class Endpoint(Transfer):
         end = time.monotonic() + _HAND_BACK_SECONDS
         while self.unread() and time.monotonic() < end and not self.ask_spill():
             time.sleep(0.0005)
+        if native.load(self.handle + _H.lowat):
+            native.set_lowat(self.handle, 0)
         self.stack.count("handed_back")
         with self.still():
-            native.fetch_add(self.tcb + _T.holders, -1)
+            last = native.fetch_add(self.tcb + _T.holders, -1) <= 1
             native.store(self.handle + _H.dead, 1)
-            self._done()
+            if last:                                          # duplicates and other processes may hold this end still
+                self._done()
         native.ring_bell(self.tx + _D.bell, FUTEX, RING)
         self._done_with()
         endpoints.discard(self)
+
+    # ---- buffers
+
+    def set_buffers(self, send: int, receive: int) -> None:
+        """Follow SO_SNDBUF and SO_RCVBUF: what is under way is at most what one end and the other want.
+
+        Parameters
+        ----------
+        send, receive : bytes, as the kernel counts them; 0 if the program said nothing
+        """
+        native, stack = _native.call, self.stack
+        with self.still():
+            native.store(self.tcb + _T.sndbuf, send)
+            native.store(self.tcb + _T.rcvbuf, receive)
+            for side in range(2):
+                out = native.load(stack.tcb(self.index, side) + _T.sndbuf)
+                into = native.load(stack.tcb(self.index, 1 - side) + _T.rcvbuf) or _RCVBUF
+                native.store(stack.direction(self.index, side) + _D.window, out and out + into)
 
     # ---- fork
 
@@ -180,6 +205,10 @@ class Endpoint(Transfer):
 
 def _bury(handle: int, where: Segment) -> None:
     # A thread may be asleep in a call on the socket, which has let go of its endpoint, or have found it a moment ago.
+    if not _graveyard and _alone() and not _native.call.load(handle + _H.users):
+        where.let_go(handle)
+        _native.call.free(handle)
+        return
     now = time.monotonic_ns()
     _graveyard.append((now, handle, where))
     for _ in range(len(_graveyard)):

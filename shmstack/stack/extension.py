@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from shmstack import _native, errors
 from shmstack.options import Options
-from shmstack.stack import attachment, transfer
+from shmstack.stack import attachment, patience
 from shmstack.stack import names
 from shmstack.stack import stack as stacks
 from shmstack.stack.endpoint import Endpoint
@@ -107,7 +107,7 @@ def move_fd(sock: Any) -> None:
     end = find(sock)
     if end is None:
         raise errors.NotMovable("a connection that is accelerated", "one that is not")
-    with transfer.lifeline_of(end.fd) as plain:
+    with patience.lifeline_of(end.fd) as plain:
         if plain is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         target = names.current(plain)

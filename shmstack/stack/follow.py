@@ -33,7 +33,7 @@ from shmstack.stack import directory
 from shmstack.stack import stack as stacks
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.stack.endpoint import Endpoint
-from shmstack.stack.transfer import lifeline_of
+from shmstack.stack.patience import lifeline_of
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
 from shmstack.tcp.handle import HANDLE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from shmstack.stack import attachment, names
+from shmstack.stack import attachment, names, parting
 
 
 def _before_fork() -> None:
@@ -21,6 +21,7 @@ def _after_fork_in_child() -> None:
     names.after_fork_in_child(names.options().fork_netif in (1, 3))
     for end in list(attachment.endpoints):
         end.adopt_in_child()
+    parting.after_fork_in_child()
 
 
 def _after_fork_in_parent() -> None:

@@ -58,7 +58,8 @@ class Members:
         self._spent: set[int] = set()                         # one-shot, and reported
         self._waiters, self._list = dict[str, Waiter](), Waiters()
         self._sleepers, self._event = 0, -1
-        self._dozes = self.one_shot = False                   # what our waiters say; any one-shot entries
+        self._dozes = False                                   # what our waiters say
+        self.one_shot = self._edges = False                   # any such entries, one-shot or edge-triggered
         self._turn = threading.RLock()
         watch.pollers.add(self)
         _all.add(self)
@@ -70,6 +71,7 @@ class Members:
         with self._turn:
             self.interests[fd] = mask
             self.one_shot |= bool(mask & select.EPOLLONESHOT)
+            self._edges |= bool(mask & select.EPOLLET)
             end = watch.endpoint(fd)
             if end is not None:
                 self._enter(fd, end, mask)
@@ -186,8 +188,12 @@ class Members:
             if waiter is not None:
                 self._waiters[stack.name] = waiter
                 self._list = Waiters(tuple(self._waiters.values()))
-                _native.call.set_asleep(self._list.address, self._dozes)
+                self._say()
         return waiter
+
+    def _say(self) -> None:
+        """Tell senders whether to wake us: by a few bytes, or by each message if edges are to be seen."""
+        _native.call.set_asleep(self._list.address, (2 if self._edges else 1) if self._dozes else 0)
 
     def leave_to_kernel(self, fd: int, end: Endpoint) -> None:
         """Somebody else needs this endpoint's bell: from now on its input comes in the kernel lane."""

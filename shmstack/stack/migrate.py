@@ -151,6 +151,7 @@ def _transfer(end: Endpoint, target: Stack, new: int) -> None:
     try:
         _freeze(end, locks, taken)
         _copy(source, index, target, new)
+        target.owes()
         record = directory.forward(target.name, source.name, index, end.generation)
         follow.set_forward(source.pair(index), target, new)
         native.store(source.pair(index) + _P.state, stacks.MOVED)                # SYNC moved
@@ -180,6 +181,7 @@ def _shorten(end: Endpoint, target: Stack, new: int) -> bool:
         if not lock or sum(map(native.load, arrived)) != 1 or native.load(pair + _P.generation) != generation \
                 or follow.forward(pair) != (end.index, end.generation, between.name):
             return False
+        target.owes()
         directory.forward(target.name, stack.name, index, generation)
         follow.set_forward(pair, target, new)
         directory.remove(directory.forward_path(between.name, stack.name, index, generation))

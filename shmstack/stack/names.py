@@ -100,8 +100,13 @@ def current(sock: Any) -> Stack | None:
 
 def existing(sock: Any) -> Stack | None:
     """Return the stack for `sock` if this thread has it open already."""
+    return existing_in(lifeline.netns(sock))
+
+
+def existing_in(netns: int) -> Stack | None:
+    """Return the stack for this thread's next socket in a namespace, if it is open already."""
     name = current_name()
-    return None if name is None else _mine.get((lifeline.netns(sock), name))
+    return None if name is None else _mine.get((netns, name))
 
 
 def tidy() -> None:

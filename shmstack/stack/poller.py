@@ -30,6 +30,7 @@ from shmstack.stack.crowd import SLICE, Crowd
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.members import IN, Members
 from shmstack.stack.spin import Spin
+from shmstack.tcp.codes import FOLLOW, LATER, READY
 
 _TURN_NS = 1_000_000                  # longest spin without a look at signals
 _TAKEN = 32 * 8                       # bytes of a full answer of `collect`
@@ -70,8 +71,6 @@ class Poller(Members):
             return self._look(most)
         limit = self._spin.limit() if self._waiters and not self._sleepers else 0
         if limit:
-            if self._dozes:
-                self._rouse()
             events = self._spin_for(limit, end, most)
             if events:
                 return events
@@ -110,8 +109,10 @@ class Poller(Members):
         end = self._members.get(fd)
         if end is not None and end.open and fd not in self._spent:
             ready = _native.call.ring_ready(end.handle)
-            if ready == 1 or (ready and end.ready()):
+            if ready == READY or (ready == FOLLOW and end.ready()):
                 return True
+            if ready == LATER:
+                return False
         self._suspects.pop(fd, None)
         return False
 
@@ -233,16 +234,10 @@ class Poller(Members):
         finally:
             with self._turn:
                 self._sleepers -= 1
-                if not self._sleepers and self._spin.pays():
+                if not self._sleepers:
                     self._doze(False)
 
-    def _rouse(self) -> None:
-        with self._turn:
-            if not self._sleepers:
-                self._doze(False)
-
     def _doze(self, asleep: bool) -> None:
-        # While spinning doesn't pay, senders may as well go on sending where they wake us.
         self._dozes = asleep
         if self._waiters:
-            _native.call.set_asleep(self._list.address, asleep)
+            self._say()

@@ -7,25 +7,29 @@ missing, forbidden or full leaves the connection in the kernel lane, where it is
 """
 from __future__ import annotations
 
+import errno
 import os
-import socket
 import sys
+import time
 from typing import Any
 
 from shmstack import _native, errors
-from shmstack.shm.layout import DIRECTION, PAIR, TCB
-from shmstack.stack import directory, names, policy
+from shmstack.shm.layout import OFFER, OFFERS
+from shmstack.stack import directory, listening, names, plans, policy, threads
 from shmstack.stack.attachment import Spin
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.policy import Home
-from shmstack.stack.stack import ESTABLISHED, OFFERED, Stack
+from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
-from shmstack.tcp.state import Event, State
+from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.state import State
 
-_P, _T, _BELL = PAIR.at, TCB.at, DIRECTION.at.bell
+_H, _O = HANDLE.at, OFFER.at
 _ADAPTIVE_SPIN_NS = 50_000
-_ANY: dict[int, bytes] = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
-_LOOPBACK_6 = bytes(15) + b"\1"
+ACCEPT_SPIN_NS = 300_000              # at most: between two connections are the end of one and the start of another
+_SLICE_NS = 100_000_000               # longest time without a look at pending signals
+_CORES = os.cpu_count() or 1
+NEW_PAIRS = 2                         # in a stack that is made for one connection
 
 
 def spin(where: str) -> Spin:
@@ -36,7 +40,25 @@ def spin(where: str) -> Spin:
     chosen = names.options().spin_ns(where)
     if chosen is not None:
         return Spin(1 << 60 if chosen < 0 else chosen, False)
-    return Spin(_ADAPTIVE_SPIN_NS if (os.cpu_count() or 1) > 1 else 0, True)
+    return Spin(_ADAPTIVE_SPIN_NS if _CORES > 1 else 0, True)
+
+
+def accept(sock: Any, lately: int) -> tuple[int, Any, int]:
+    """Wait for a connection and take it from the kernel; return (descriptor, address, how long to spin the next time).
+
+    Parameters
+    ----------
+    lately : ns to spin, as this returned it the last time
+    """
+    timeout, own = sock.gettimeout(), threads.own("tcp_accept") if threads.said else None
+    how = spin("tcp_accept") if own is None else Spin(own, False)
+    if timeout == 0 or how.ns == 0:
+        return *sock._accept(), lately
+    began, limit = time.monotonic_ns(), _SLICE_NS if timeout is None else int(timeout * 1e9)
+    _native.call.spin_accept(sock._descriptor(), min(limit, lately if how.adapts else how.ns, _SLICE_NS), how.adapts)
+    found = sock._accept()
+    useful = time.monotonic_ns() - began < ACCEPT_SPIN_NS
+    return *found, min(2 * lately + 1000, ACCEPT_SPIN_NS) if useful else lately // 2
 
 
 def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:
@@ -47,68 +69,16 @@ def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:
         print(f"shmstack[{os.getpid()}]: kernel TCP: {why} {detail}".rstrip(), file=sys.stderr)
 
 
-# ---- listening -----------------------------------------------------------------------------------------------
-
-def publish(sock: Any) -> list[str]:
-    """Record that `sock` listens; return the paths of the records (two for a dual-stack wildcard)."""
-    chosen = names.options()
-    to_device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)[:1] > b"\0"
-    if not chosen.tcp or chosen.tcp_listen_handover or to_device:
-        return []
-    stack = names.current(sock)
-    if stack is None or stack.server == 0:
-        return []
-    netns, cookie, address = lifeline.netns(sock), lifeline.cookie(sock), sock.getsockname()
-    family, where = lifeline.packed(address[0])
-    places = [(family, where)]
-    if family == socket.AF_INET6 and where == _ANY[family] and not sock.getsockopt(
-            socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
-        places.append((socket.AF_INET, _ANY[socket.AF_INET]))
-    found = [directory.publish(directory.Place(netns, kind, place, address[1]), stack.name, stack.server, cookie)
-             for kind, place in places]
-    return [path for path in found if path]
-
-
-def _record(netns: int, family: int, where: bytes, port: int) -> directory.Listening | None:
-    for place in (where, _ANY[family]):
-        found = directory.listening(directory.Place(netns, family, place, port))
-        if found is not None:
-            return found
-    return None
-
-
-def _is_local(family: int, where: bytes) -> bool:
-    """Return whether this address is of this host: a wildcard listener's record matches any.
-
-    Only those can be bound to.  Addresses of the loopback network need no asking.
-    """
-    if (where[0] == 127 and family == socket.AF_INET) or where in (_ANY[family], _LOOPBACK_6):
-        return True
-    with lifeline.standard(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((socket.inet_ntop(family, where), 0))
-        except OSError:
-            return False
-    return True
-
-
-def _owner_listens(record: directory.Listening, family: int, host: str, port: int, netns: int) -> bool:
-    """Return whether a foreign record's owner is the uid that the kernel says listens there."""
-    if record.owner in (os.geteuid(), 0):
-        return True
-    for kind in (family, socket.AF_INET6):
-        for place in (host, "0.0.0.0" if kind == socket.AF_INET else "::"):
-            found = lifeline.holder(kind, (place, port), ("", 0), netns)
-            if found is not None:
-                return found.cookie == record.cookie and found.uid == record.owner
-    return False
-
-
 # ---- connecting ----------------------------------------------------------------------------------------------
 
 def offer(sock: Any, address: Any) -> Endpoint | None:
     """Before the kernel's connect: prepare the connection to `address`, or return None for kernel TCP."""
     try:
+        plan = plans.find(address)
+        if plan is not None:
+            end = _open(sock, *plan.stacks(), plan.home, True)
+            if end is not None or lifeline.netns(sock) == plan.netns:
+                return end
         return _offer(sock, address)
     except (OSError, errors.OptionError) as error:
         if not names.options().no_fail:
@@ -127,88 +97,87 @@ def _offer(sock: Any, address: Any) -> Endpoint | None:
     except (OSError, ValueError, TypeError, IndexError):
         return None                                          # a host name, or an error for the kernel to report
     netns = lifeline.netns(sock)
-    record = _record(netns, family, where, port)
-    if record is None or not _is_local(family, where):
+    found = listening.record(netns, family, where, port)
+    if found is None or not listening.is_local(family, where):
         _refuse(names.existing(sock), "not_no_listener")
         return None
     mine = names.current(sock)
     if mine is None:
         return None
-    home = policy.home(mine.client, record.server, record.stack == mine.name)
+    home = policy.home(mine.client, found.server, found.stack == mine.name)
     if home is Home.KERNEL:
-        _refuse(mine, policy.reason(mine.client, record.server))
+        _refuse(mine, policy.reason(mine.client, found.server))
         return None
-    if not _owner_listens(record, family, address[0], port, netns):
-        _refuse(mine, "not_other_owner", record)
+    if not listening.owner_listens(found, family, address[0], port, netns):
+        _refuse(mine, "not_other_owner", found)
         return None
-    stack = _home_stack(home, mine, record, netns)
-    if stack is None:
+    theirs = mine if home is Home.SAME else _their_stack(mine, found)
+    if theirs is None or home in (Home.CLIENT, Home.NEW) and not _joins(found, mine):
         return None
-    index = stack.take_pair()
+    exact = directory.listener_path(directory.Place(netns, family, where, port))
+    plan = plans.make(address, mine, theirs, home, found, exact if exact != found.path else "")
+    return _open(sock, mine, theirs, home, plan is not None)
+
+
+def _open(sock: Any, mine: Stack, theirs: Stack, home: Home, board: bool) -> Endpoint | None:
+    """Take a pair where the connection will live, and offer it on the listener's board or by a record."""
+    stack = theirs if home is Home.LISTENER else mine
+    if home is Home.NEW:
+        chosen = names.options()
+        if chosen.share_with != mine.share_with:
+            chosen = chosen.replace(share_with=mine.share_with)
+        stack = Stack.unnamed(mine.netns, chosen, pairs=NEW_PAIRS)
+    timeout, how, native = sock.gettimeout(), spin("tcp_recv"), _native.call
+    fd, wait_ns = sock._descriptor(), -1 if timeout is None else int(timeout * 1e9)
+    handle = native.offer(stack.facts, theirs.facts if board else 0, fd, wait_ns, how.ns, how.adapts)
+    if handle in (-errno.EISCONN, -errno.EXDEV):
+        return None                                           # for the kernel to report; of another network namespace
+    if handle < 0:
+        raise stack.full(-handle)
+    end = Endpoint(stack, native.load(handle + _H.pair_index), 0, fd, timeout, how, handle)
+    if native.load(handle + _H.offer):
+        end.board = theirs
+        return end
     try:
-        end = Endpoint(stack, index, 0, sock._descriptor(), sock.gettimeout(), spin("tcp_recv"))
-        native, cookie = _native.call, lifeline.cookie(sock)
-        native.store(end.tcb + _T.cookie, cookie)
-        native.store(end.tcb + _T.uid, os.geteuid())
-        native.store(end.tcb + _T.pid, os.getpid())
-        native.store(end.tcb + _T.iss, int.from_bytes(os.urandom(4), "little"))
-        native.store(end.tcb + _T.state, State.CLOSED)
-        end.happened(Event.OPEN)
-        native.store(stack.direction(index, 0) + _BELL, 2)    # nobody reads the ring before the offer is accepted
-        native.store(end.pair + _P.state, OFFERED)
-        end.offer = directory.offer(netns, cookie, stack.name, index, end.generation)
-    except BaseException:
-        stack.release_pair(index)
+        end.offer = directory.offer(stack.netns, end.cookie, stack.name, end.index, end.generation)
+    except OSError:
+        end.close()
+        end.closed()
         raise
+    if board:
+        plans.clean(theirs)
     return end
 
 
-def _home_stack(home: Home, mine: Stack, record: directory.Listening, netns: int) -> Stack | None:
-    """Return the stack that the connection will live in, having checked who may share what; None: kernel."""
-    if home is Home.SAME:
-        return mine
+def _their_stack(mine: Stack, found: directory.Listening) -> Stack | None:
+    """Return the listener's stack if we may use it; None: kernel."""
     try:
-        theirs = Stack.attach(record.stack, (record.owner,))
+        return Stack.attach(found.stack, (found.owner,))
     except errors.StackDenied as error:
         _refuse(mine, "not_permitted", error)
-        return None
     except errors.LayoutMismatch as error:
         _refuse(mine, "not_other_layout", error)
-        return None
     except errors.StackNotFound:
-        directory.remove(record.path)                        # its stack has died: so has the record
+        directory.remove(found.path)                         # its stack has died: so has the record
         _refuse(mine, "not_no_listener")
-        return None
-    if home is Home.LISTENER:
-        return theirs
-    if not _may_join(record.owner, mine):
-        _refuse(mine, "not_permitted", f"EF_SHARE_WITH={mine.share_with}, listener is uid {record.owner}")
-        return None
-    if home is Home.NEW:
-        return Stack.unnamed(netns, names.options().replace(share_with=mine.share_with), pairs=2)
-    return mine
+    return None
 
 
-def _may_join(uid: int, stack: Stack) -> bool:
-    return uid in (0, stack.owner) or stack.share_with in (-1, uid) and stack.share_with != 0
+def _joins(found: directory.Listening, mine: Stack) -> bool:
+    """Return whether the listener's user may come to a stack that is shared as ours is."""
+    uid, shared = found.owner, mine.share_with
+    if uid in (0, mine.owner) or shared in (-1, uid) and shared != 0:
+        return True
+    _refuse(mine, "not_permitted", f"EF_SHARE_WITH={shared}, listener is uid {uid}")
+    return False
 
 
 def connected(end: Endpoint, sock: Any) -> None:
     """After the kernel's connect succeeded: note the addresses, and what the peer may write where."""
     if end.state != State.SYN_SENT:
         return
-    end.happened(Event.SYN_ACK)
-    _note_addresses(end, sock.getsockname(), sock.getpeername())
-    end.stack.count("connect_accelerated")
-
-
-def _note_addresses(end: Endpoint, client: Any, server: Any) -> None:
-    native = _native.call
-    for field, address in ((_P.client_ip, client), (_P.server_ip, server)):
-        family, where = lifeline.packed(address[0])
-        native.write(end.pair + field, where)
-    native.store(end.pair + _P.family, family)
-    native.store(end.pair + _P.ports, client[1] << 16 | server[1])
+    while _native.call.established(end.stack.facts, end.handle) and end.follow(must=False):
+        pass                                                  # moved meanwhile: what we noted may be lost
 
 
 # ---- accepting -----------------------------------------------------------------------------------------------
@@ -229,38 +198,51 @@ def adopt(sock: Any, listener: Stack | None) -> Endpoint | None:
 
 
 def _adopt(sock: Any, listener: Stack) -> Endpoint | None:
-    local, remote = sock.getsockname(), sock.getpeername()
-    client = lifeline.peer(sock.family, local[:2], remote[:2], listener.netns)
-    if client is None:
-        return None
-    found = directory.offered(listener.netns, client.cookie)
+    native, fd = _native.call, sock._descriptor()
+    board = listener.segment.base + OFFERS if listener.private else 0
+    cookie, uid, _, entry = native.meet(board, fd, lifeline.link(listener.netns))
+    if not cookie:
+        client = lifeline.peer(sock.family, sock.getsockname()[:2], sock.getpeername()[:2], listener.netns)
+        if client is None:
+            return None
+        cookie, uid = client.cookie, client.uid
+    if entry:
+        # Only our own user, and root, can write to the board, so nobody else's word is taken.
+        name = native.read(entry + _O.home, 32).split(b"\0")[0].decode("ascii", "replace")
+        where = name or listener.name, native.load(entry + _O.pair), native.load(entry + _O.generation)
+        native.unpost(entry, cookie)
+        return _join(sock, listener, cookie, where, ())
+    found = directory.offered(listener.netns, cookie)
     if found is None:
         listener.count("accept_no_offer")
         return None
-    if found.owner not in (client.uid, os.geteuid(), 0):
-        _refuse(listener, "accept_refused", f"the offer is uid {found.owner}'s, the socket uid {client.uid}'s")
+    if found.owner not in (uid, os.geteuid(), 0):
+        _refuse(listener, "accept_refused", f"the offer is uid {found.owner}'s, the socket uid {uid}'s")
         return None
-    if not policy.admits(listener.server, found.stack == listener.name):
+    end = _join(sock, listener, cookie, (found.stack, found.pair, found.generation), (uid,))
+    if end is not None:
+        directory.remove(found.path)
+    return end
+
+
+def _join(sock: Any, listener: Stack, cookie: int, where: tuple[str, int, int], owners: tuple[int, ...]) -> Endpoint | None:
+    """Take up the offer of the socket `cookie`: (stack, pair, generation)."""
+    name, index, generation = where
+    if not policy.admits(listener.server, name == listener.name):
         _refuse(listener, "accept_refused", f"EF_TCP_SERVER_LOOPBACK={listener.server}")
         return None
-    stack = listener if found.stack == listener.name else Stack.attach(found.stack, (client.uid,))
-    native = _native.call
-    if not 0 <= found.pair < stack.pairs_max:
+    if name == listener.name:
+        stack = listener
+    elif directory.NAME.fullmatch(name):
+        stack = Stack.attach(name, owners)
+    else:
         return None
-    pair = stack.pair(found.pair)
-    right = native.load(pair + _P.generation) == found.generation and \
-        native.load(stack.tcb(found.pair, 0) + _T.cookie) == client.cookie
-    # The generation also tells this offer from the next one in the same pair, should the client withdraw it just now.
-    if not right or native.cas(pair + _P.offer, found.generation, 0) != found.generation:
+    timeout, how, fd = sock.gettimeout(), spin("tcp_recv"), sock._descriptor()
+    handle = _native.call.claim(stack.facts, index, generation, cookie, fd,
+                                -1 if timeout is None else int(timeout * 1e9), how.ns, how.adapts)
+    if not handle:
         listener.count("accept_withdrawn")
         return None
-    end = Endpoint(stack, found.pair, 1, sock._descriptor(), sock.gettimeout(), spin("tcp_recv"))
-    for field, value in ((_T.cookie, lifeline.cookie(sock)), (_T.uid, os.geteuid()), (_T.pid, os.getpid()),
-                         (_T.iss, int.from_bytes(os.urandom(4), "little")), (_T.state, State.ESTABLISHED)):
-        native.store(end.tcb + field, value)
-    _note_addresses(end, remote, local)
-    native.store(pair + _P.state, ESTABLISHED)
-    end.set_timeout(sock.gettimeout())                       # now the client may write to the ring
-    directory.remove(found.path)
-    stack.count("accept_accelerated")
-    return end
+    if stack is not listener and stack.pairs_max > NEW_PAIRS:
+        plans.keep(stack)
+    return Endpoint(stack, index, 1, fd, timeout, how, handle)

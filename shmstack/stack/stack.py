@@ -6,8 +6,8 @@ memory; from then on only numbers of slots are read from the segment, and each i
 from __future__ import annotations
 
 import atexit
+import errno
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -18,16 +18,18 @@ from shmstack import _native, errors
 from shmstack.options import Options
 from shmstack.shm import objects
 from shmstack.shm.layout import (
-    COUNTERS, DIRECTION, HEADER, HOLDER_SLOTS, HOLDER_USES, PAGE, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, PROCESS,
-    PROCESSES, PROCESSES_MAX, TCB, WAITERS, geometry, waiter_size)
+    COUNTERS, DIRECTION, HEADER, HOLDER_SLOTS, HOLDER_USES, OFFERS, PAGE, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB,
+    PROCESS, PROCESSES, PROCESSES_MAX, TCB, WAITERS, geometry, waiter_size)
 from shmstack.shm.segment import Segment
+from shmstack.stack import said
+from shmstack.tcp.handle import FACTS
 
 FREE, OFFERED, ESTABLISHED, MOVED, WITHDRAWN = range(5)       # PAIR.state
 DEFAULT_CAPACITY = 1 << 18
 SMALLEST, LARGEST = 1 << 14, 1 << 26                          # ring capacities
 _FIRST_BACKING = 1 << 14
 
-_H, _P, _D, _T, _S = HEADER.at, PAIR.at, DIRECTION.at, TCB.at, PROCESS.at
+_H, _P, _D, _S, _F = HEADER.at, PAIR.at, DIRECTION.at, PROCESS.at, FACTS.at
 _attached: weakref.WeakValueDictionary[str, Stack] = weakref.WeakValueDictionary()
 _turn = threading.RLock()
 
@@ -47,13 +49,18 @@ class Stack:
         Name of the segment: network namespace, a dot, EF_NAME or a random number.
     client, server : int
         The loopback policies it was created with.
+    facts : int
+        Address of what kernels need of it, see `tcp.handle`.
+    private : bool
+        Nobody but this user and root may open it.
     """
 
     def __init__(self, shared: Segment) -> None:
         native, base = _native.load(), shared.base
         self.segment, self.name = shared, shared.name
         # A finalizer and no __del__: while that runs another thread could still find us in `_attached`.
-        weakref.finalize(self, shared.end).atexit = False
+        self.facts = native.allocate(FACTS.size)
+        weakref.finalize(self, _end, shared, self.facts).atexit = False
         self.capacity, self.pairs_max = native.load(base + _H.capacity), native.load(base + _H.pairs_max)
         self.pairs_max = max(0, min(self.pairs_max, 1 << 20))
         self._pairs_at, self._rings, size = geometry(self.pairs_max, self.capacity)
@@ -63,6 +70,9 @@ class Stack:
         self.share_with, self.netns = native.load(base + _H.share_with), native.load(base + _H.netns)
         self.owner = native.load(base + _H.owner_uid)
         self.waiters, self.waiter_size = base + WAITERS, waiter_size(self.pairs_max)
+        status = os.fstat(shared.fd)
+        # Whether nobody but ourselves and root ever may write there.
+        self.private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
         self._enter()
         _attached[self.name] = self
 
@@ -78,7 +88,7 @@ class Stack:
             "owner_uid": os.geteuid(), "creator_pid": os.getpid(), "created_ns": time.time_ns(), "netns": netns,
             "share_with": options.share_with, "client": options.tcp_client_loopback,
             "server": options.tcp_server_loopback, "name": name.encode(),
-            "options": " ".join(f"{k}={v}" for k, v in options.as_env().items()).encode()[:1023]}
+            "options": said.settings(options)}
         return cls(Segment.create(name, header, options.share_with))
 
     @classmethod
@@ -109,7 +119,7 @@ class Stack:
     @classmethod
     def unnamed(cls, netns: int, options: Options, pairs: int | None = None) -> Stack:
         """Return a new stack that only its directory records lead to."""
-        return cls.create(f"{netns:x}.-{secrets.token_hex(5)}", netns, options, pairs)
+        return cls.create(f"{netns:x}.-{os.urandom(5).hex()}", netns, options, pairs)
 
     @classmethod
     def attach(cls, full: str, owners: tuple[int, ...] = ()) -> Stack:
@@ -123,16 +133,22 @@ class Stack:
     def _enter(self) -> None:
         native = _native.call
         at = self.segment.base + PROCESSES + self.segment.slot * PROCESS.size
-        try:
-            with open("/proc/self/comm", "rb") as comm:
-                command = comm.read().strip()[:15]
-        except OSError:
-            command = b"?"
-        native.write(at + _S.name, command.ljust(16, b"\0"))
+        native.write(at + _S.name, said.command().ljust(16, b"\0"))
         native.store(at + _S.uid, os.geteuid())
         native.store(at + _S.start_ns, time.time_ns())
         self._uses = native.fetch_add(at + _S.uses, 1) + 1
         native.store(at + _S.pid, os.getpid())
+        self._state_facts()
+
+    def _state_facts(self) -> None:
+        native, base = _native.call, self.segment.base
+        for field, value in (
+                (_F.base, base), (_F.pairs, base + self._pairs_at), (_F.rings, self._rings), (_F.capacity, self.capacity),
+                (_F.pairs_max, self.pairs_max), (_F.memory_fd, self.segment.fd), (_F.me, self.holder),
+                (_F.waiters, self.waiters), (_F.waiter_size, self.waiter_size), (_F.offers, base + OFFERS),
+                (_F.netns, self.netns), (_F.pid, os.getpid())):
+            native.store(self.facts + field, value)
+        native.write(self.facts + _F.name, self.name.encode().ljust(32, b"\0")[:32])
 
     @property
     def shown(self) -> str:
@@ -201,56 +217,26 @@ class Stack:
 
     def take_pair(self) -> int:
         """Return the number of a pair for a new connection, its fields cleared; raise StackFull."""
-        native, base = _native.call, self.segment.base
-        index = self._pop()
+        index: int = _native.call.take_pair(self.facts)
         if index < 0:
-            index = native.fetch_add(base + _H.fresh, 1)
-            if not 0 <= index < self.pairs_max:
-                native.fetch_add(base + _H.fresh, -1)
-                raise errors.StackFull(f"a connection in stack {self.name!r}", f"all {self.pairs_max} in use",
-                                       "EF_MAX_ENDPOINTS sets the number")
-            failed = native.back(self.segment.fd, self._pairs_at + index * PAIR_SIZE, PAIR_SIZE)
-            for side in range(2):
-                failed = failed or self.back(index, side, 0)
-            if failed:
-                raise errors.StackFull(f"memory for a connection in stack {self.name!r}", os.strerror(-failed),
-                                       "is /dev/shm full?")
-        self._clear(index)
-        native.fetch_add(base + _H.used, 1)
+            raise self.full(-index)
         return index
 
-    def _pop(self) -> int:
-        native, free = _native.call, self.segment.base + _H.free
-        while True:
-            top = native.load(free)
-            index = (top & 0xFFFFFFFF) - 1
-            if not 0 <= index < self.pairs_max:
-                return -1
-            follower = native.load(self.pair(index) + _P.next) & 0xFFFFFFFF
-            if native.cas(free, top, _signed((top >> 32) + 1 << 32 | follower)) == top:
-                return int(index)
+    def full(self, number: int) -> errors.StackFull:
+        """Return the exception that says why no pair could be taken."""
+        if number == errno.ENFILE:
+            return errors.StackFull(f"a connection in stack {self.name!r}", f"all {self.pairs_max} in use",
+                                    "EF_MAX_ENDPOINTS sets the number")
+        return errors.StackFull(f"memory for a connection in stack {self.name!r}", os.strerror(number),
+                                "is /dev/shm full?")
 
-    def _clear(self, index: int) -> None:
-        native, pair = _native.call, self.pair(index)
-        generation = native.load(pair + _P.generation) + 1
-        backed = [native.load(self.direction(index, side) + _D.backed) for side in range(2)]
-        native.write(pair, bytes(PAIR_SIZE))
-        for side in range(2):
-            native.store(self.direction(index, side) + _D.backed, backed[side])
-        native.store(pair + _P.created_ns, time.time_ns())
-        native.store(pair + _P.offer, generation)
-        native.store(pair + _P.generation, generation)
+    def owes(self) -> None:
+        """Before a record says so: those whose connection is moved here must find it."""
+        _native.call.store(self.segment.base + _H.moved_to, 1)
 
     def release_pair(self, index: int) -> None:
         """Put a pair that both ends are done with on the free list."""
-        native, free = _native.call, self.segment.base + _H.free
-        native.store(self.pair(index) + _P.state, FREE)
-        while True:
-            top = native.load(free)
-            native.store(self.pair(index) + _P.next, top & 0xFFFFFFFF)
-            if native.cas(free, top, _signed((top >> 32) + 1 << 32 | index + 1)) == top:
-                break
-        native.fetch_add(self.segment.base + _H.used, -1)
+        _native.call.release_pair(self.facts, index)
 
     def back(self, index: int, side: int, least: int) -> int:
         """Put memory behind the first part of a ring, more than `least` bytes; return 0 or -errno."""
@@ -281,9 +267,9 @@ class Stack:
         return f"<Stack {self.name} client={self.client} server={self.server} pid={self.pid}>"
 
 
-def _signed(number: int) -> int:
-    number &= (1 << 64) - 1
-    return number - (1 << 64) if number >> 63 else number
+def _end(shared: Segment, facts: int) -> None:
+    shared.end()
+    _native.call.free(facts)
 
 
 def attached() -> list[Any]:

@@ -1,6 +1,6 @@
 """How the waits of one thread spin, where the thread says so itself (Onload's `thread_set_spin`).
 
-What nobody said anything about costs nothing: one word that is 0 (`tcp.wait.THREADS`) before a thread spins, one
+What nobody said anything about costs nothing: one word that is 0 (`tcp.budget.THREADS`) before a thread spins, one
 boolean before a poller does.  What a thread said stands in a small table that kernels search by the thread's number;
 a change makes a new table, and the old one stays, because another thread may be reading it.
 
@@ -19,11 +19,11 @@ from shmstack.stack import names
  SPIN_SELECT, SPIN_POLL, SPIN_PKT_WAIT, SPIN_EPOLL_WAIT, SPIN_STACK_LOCK, SPIN_SOCK_LOCK, SPIN_SO_BUSY_POLL,
  SPIN_TCP_CONNECT, SPIN_MIMIC_EF_POLL) = range(17)
 
-# What each kind is called in `options`; the kernel itself waits in accept and connect, and for the other kinds there
-# is nothing here to wait for.
+# What each kind is called in `options`; the kernel itself waits in connect, and for the other kinds there is nothing
+# here to wait for.
 _WHERE = {SPIN_TCP_RECV: "tcp_recv", SPIN_TCP_SEND: "tcp_send", SPIN_SELECT: "select", SPIN_POLL: "poll",
-          SPIN_EPOLL_WAIT: "epoll"}
-_THREADS = 4                                                # static word, see tcp.wait
+          SPIN_EPOLL_WAIT: "epoll", SPIN_TCP_ACCEPT: "tcp_accept"}
+_THREADS = 4                                                # static word, see tcp.budget
 _DEFAULT_NS, _FOREVER_NS = 50_000, 1 << 60
 
 said = False                                                # whether any thread said anything
@@ -59,7 +59,9 @@ def thread_set_spin(kind: int, on: bool) -> None:
     global said
     if kind not in range(SPIN_MIMIC_EF_POLL + 1):
         raise OSError(errno.EINVAL, f"wanted a kind of wait, 0..{SPIN_MIMIC_EF_POLL}, found {kind}")
-    meant = _WHERE if kind in (SPIN_ALL, SPIN_MIMIC_EF_POLL) else [kind] if kind in _WHERE else []
+    meant = set(_WHERE) if kind in (SPIN_ALL, SPIN_MIMIC_EF_POLL) else {kind} & set(_WHERE)
+    if kind == SPIN_MIMIC_EF_POLL:
+        meant.discard(SPIN_TCP_ACCEPT)
     usec = names.options().spin_usec
     long = _DEFAULT_NS if usec is None else _FOREVER_NS if usec < 0 else usec * 1000
     with _turn:

@@ -9,33 +9,29 @@ lifeline is asked whether the peer still exists.
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import socket
-import time
-from typing import Any
+from threading import get_ident
+from typing import Any, Callable
 
 from shmstack import _native
 from shmstack.ring.bell import KERNEL
 from shmstack.shm.layout import DIRECTION
 from shmstack.stack.attachment import Attachment
+from shmstack.stack.patience import RECEIVE, SEND, Patience, error, lifeline_of
 from shmstack.tcp import lifeline
 from shmstack.tcp.codes import FULL, LOCKED, LOOK, NO_MEMORY, OVERFLOW
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.state import Event
 
+MSG_NOSIGNAL, MSG_PEEK, MSG_WAITALL = (
+    int(flag) for flag in (socket.MSG_NOSIGNAL, socket.MSG_PEEK, socket.MSG_WAITALL))     # an IntFlag is slow
 _H, _D = HANDLE.at, DIRECTION.at
 _EAGAIN = errno.EAGAIN
 _POLLIN, _POLLOUT = 1, 4
-_SLICE_NS = 100_000_000                                     # longest time without a look at the lifeline
 _ROOM_NS = 20_000_000                                       # a sender waits this long for the ring before it overflows
 _PIECE = 1 << 18
 _TRIES = 200                                                # at a lock, by a call that must not wait; each is 0.1 ms or more
-
-
-def error(number: int) -> OSError:
-    """Return the exception that the standard library raises for this errno."""
-    return OSError(number, os.strerror(number))
 
 
 class Transfer(Attachment):
@@ -52,43 +48,69 @@ class Transfer(Attachment):
         flags : MSG_ flags
         whole : wait until all is sent (sendall, and send on a blocking socket, as Linux does)
         """
-        with memoryview(data) as whole_view, whole_view.cast("B") as view:    # released even if a traceback stays
+        with memoryview(data) as view:                        # released even if a traceback stays
             if self.shut:
                 raise self.sending_error(errno.EPIPE, flags)
-            return self._send(view, flags, sent, whole) if view else sent
+            return self._within(self._send, view, flags, sent, whole) if view.nbytes else sent
+
+    def _within(self, call: Callable[..., int], *args: Any) -> int:
+        me = get_ident()
+        self.inside.add(me)
+        try:
+            return call(*args)
+        finally:
+            self.inside.discard(me)
 
     def _send(self, view: memoryview, flags: int, sent: int, whole: bool) -> int:
-        native, handle = _native.call, self.handle
-        timeout = native.load(handle + _H.timeout_ns)
-        waits = timeout != 0 and not flags & socket.MSG_DONTWAIT
-        whole = whole or (waits and timeout < 0)
-        end = time.monotonic_ns() + timeout if timeout > 0 else 0
-        extra, tries = 0 if waits else OVERFLOW, 0
+        native, handle, size, wait = _native.call, self.handle, view.nbytes, Patience(self, flags, SEND)
+        extra, tries, renewed = 0 if wait.waits() else OVERFLOW, 0, sent
         while True:
             self.serve()
             self.look_at_peer()
             got = native.send_buffer(handle, view, sent, flags | extra)
             if got > 0:
                 sent += got
-                if not whole or sent >= len(view):
+                if sent >= size or not (whole or wait.blocks):
                     return sent
-                extra = 0 if waits else OVERFLOW
-            elif got == -LOCKED:
+                extra = 0 if wait.waits() else OVERFLOW
+                continue
+            if got == -LOCKED:
                 self.break_lock(self.tx + _D.tx_lock)
                 self.break_lock(self.tx + _D.rx_lock)
-                tries = self._locked_out(end, waits, tries)
+                tries = self._locked_out(wait, tries)
             elif got == -NO_MEMORY:
                 self.back_tail()
             elif got not in (-FULL, -_EAGAIN, -errno.EINTR):
-                raise self.sending_error(-got, flags)
-            elif not waits:
-                raise error(_EAGAIN)
+                raise self.sending_error(-got, flags)         # also after a part: the kernel says it only once
+            elif got == -FULL and not wait.may_wait():
+                extra = OVERFLOW                              # the descriptor doesn't wait, although the socket would
             else:
-                left = self._left(end)
-                if got == -FULL:
-                    extra = 0 if native.wait_room(handle, len(view) - sent, min(left, _ROOM_NS)) else OVERFLOW
-                else:
-                    native.wait_lifeline(handle, _POLLOUT, min(left, _SLICE_NS))
+                try:
+                    extra = OVERFLOW if self._wait_to_send(got == -FULL, size - sent, wait.left()) else 0
+                except InterruptedError:
+                    if sent and wait.blocks and not whole:
+                        return sent                           # as Linux does; sendall goes on
+                except BlockingIOError:
+                    if sent and not whole:
+                        return sent
+                    if not wait.blocks or sent == renewed:
+                        raise
+                    wait.renew()                              # SO_SNDTIMEO is that of each send that makes up sendall
+                    renewed = sent
+
+    def _wait_to_send(self, full: bool, size: int, limit_ns: int) -> bool:
+        """Wait for room in a full ring, or else in the kernel; return whether there still is none in the ring.
+
+        Raises InterruptedError at a signal.
+        """
+        native = _native.call
+        if full:
+            came = native.wait_room(self.handle, size, min(limit_ns, _ROOM_NS))
+        else:
+            came = native.wait_lifeline(self.handle, _POLLOUT, limit_ns)
+        if came == -errno.EINTR:
+            raise InterruptedError
+        return full and not came
 
     def back_tail(self) -> None:
         """Put memory behind the ring where it is written to next, or have the stream go by the lifeline."""
@@ -101,7 +123,7 @@ class Transfer(Attachment):
 
     def sending_error(self, number: int, flags: int) -> OSError:
         """Return the exception for a failed send, after SIGPIPE if the caller is due one."""
-        if number == errno.EPIPE and not flags & socket.MSG_NOSIGNAL:
+        if number == errno.EPIPE and not flags & MSG_NOSIGNAL:
             signal.raise_signal(signal.SIGPIPE)
         return error(number)
 
@@ -131,38 +153,31 @@ class Transfer(Attachment):
             found = lifeline.peer(sock.family, local[:2], remote[:2], self.stack.netns)
             return found is not None and not found.held
 
-    def _locked_out(self, end: int, waits: bool, tries: int) -> int:
+    def _locked_out(self, wait: Patience, tries: int) -> int:
         # A living process keeps the lock (it is stopped, say): wait for it no longer than for anything else.
-        self._left(end)
-        if not waits and tries >= _TRIES:
+        if wait.waits():
+            wait.left()
+        elif tries >= _TRIES:
             raise error(_EAGAIN)
         return tries + 1
-
-    def _left(self, end: int) -> int:
-        if not end:
-            return _SLICE_NS
-        left = end - time.monotonic_ns()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        return left
 
     # ---- receiving
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Receive up to `size` bytes."""
-        room = bytearray(min(size, _PIECE) if not flags & socket.MSG_WAITALL else size)
+        room = bytearray(min(size, _PIECE) if not flags & MSG_WAITALL else size)
         got = self.recv_into(room, len(room), flags)
         del room[got:]
         return bytes(room)
 
     def recv_into(self, buffer: Any, size: int, flags: int = 0) -> int:
         """Receive up to `size` (> 0) bytes into `buffer`; return the count, 0 at the end of the stream."""
-        native, handle = _native.call, self.handle
-        timeout = native.load(handle + _H.timeout_ns)
-        waits = timeout != 0 and not flags & socket.MSG_DONTWAIT
-        whole = flags & socket.MSG_WAITALL and waits and not flags & socket.MSG_PEEK
-        flags &= ~socket.MSG_WAITALL
-        end = time.monotonic_ns() + timeout if timeout > 0 else 0
+        return self._within(self._recv_into, buffer, size, flags)
+
+    def _recv_into(self, buffer: Any, size: int, flags: int) -> int:
+        native, handle, wait = _native.call, self.handle, Patience(self, flags, RECEIVE)
+        whole = flags & MSG_WAITALL and wait.blocks and not flags & MSG_PEEK
+        flags &= ~MSG_WAITALL
         got, ask, tries = 0, 0, 0
         while True:
             new: int = native.recv_buffer(handle, buffer, got, size - got, flags, ask)
@@ -176,44 +191,33 @@ class Transfer(Attachment):
                 return got
             if new == -LOCKED:
                 self.break_lock(self.rx + _D.rx_lock)
-                tries = self._locked_out(end, waits, tries)
+                tries = self._locked_out(wait, tries)
                 continue
-            if new == -LOOK and not ask and (not waits or native.load(self.rx + _D.fin)):
+            if new == -LOOK and not ask and (native.load(self.rx + _D.fin) or not wait.may_wait()):
                 ask = 1                                       # empty: the kernel says whether the stream ended
                 continue
-            if new not in (-LOOK, -_EAGAIN, -errno.EINTR):
-                if got:
-                    return got
-                raise error(-new)
-            if not waits:
-                raise error(_EAGAIN)
-            self.serve()
             try:
-                left = self._left(end)
-            except TimeoutError:
+                if new not in (-LOOK, -_EAGAIN, -errno.EINTR):
+                    raise error(-new)
+                left = wait.left()
+                self.serve()
+                ask = self._wait_to_receive(ask, left)
+            except OSError as over:
                 if got:
                     return got
-                raise
-            self.exposed = False                              # whoever waits here doesn't poll
-            ended = native.load(self.rx + _D.fin) and native.load(self.rx + _D.tail) == native.load(self.rx + _D.head)
-            if ask and ended:                                 # the FIN itself is on its way, or others hold the descriptor
-                native.wait_lifeline(handle, _POLLIN, min(left, _SLICE_NS))
-            else:
-                ask = 0 if native.wait_arrived(handle, min(left, _SLICE_NS)) else 1
+                if not isinstance(over, InterruptedError):
+                    raise
 
-
-class lifeline_of:
-    """Context: a plain socket object on a descriptor, which stays open; None if it isn't a socket any more."""
-
-    def __init__(self, fd: int) -> None:
-        try:
-            self.sock = lifeline.standard(fileno=fd) if fd >= 0 else None
-        except OSError:
-            self.sock = None
-
-    def __enter__(self) -> Any:
-        return self.sock
-
-    def __exit__(self, *_: Any) -> None:
-        if self.sock is not None:
-            self.sock.detach()
+    def _wait_to_receive(self, ask: int, limit_ns: int) -> int:
+        """Wait for input; return whether to ask the kernel for it next.  Raises InterruptedError at a signal."""
+        native, handle = _native.call, self.handle
+        self.exposed = False                                  # whoever waits here doesn't poll
+        ended = native.load(self.rx + _D.fin) and native.load(self.rx + _D.tail) == native.load(self.rx + _D.head)
+        if ask and ended:                                     # the FIN itself is on its way, or others hold the descriptor
+            came = native.wait_lifeline(handle, _POLLIN, limit_ns)
+        else:
+            came = native.wait_arrived(handle, limit_ns)
+            ask = 0 if came > 0 else 1
+        if came == -errno.EINTR:
+            raise InterruptedError
+        return ask

@@ -1,13 +1,15 @@
 """What the kernels answer besides a count: the negative of an errno, or one of these."""
 from __future__ import annotations
 
-EINTR, EAGAIN, EPIPE, ECONNRESET, EBADF = 4, 11, 32, 104, 9
+EAGAIN, EPIPE, ECONNRESET, EBADF, EINTR = 11, 32, 104, 9, 4
 LOCKED = 4096                        # -LOCKED: somebody holds the lock; ask whether it lives
 FULL = 4097                          # -FULL: the ring has no room
 LOOK = 4098                          # -LOOK: the ring is empty and the stream may have ended; see `recv_end`
 NO_MEMORY = 4099                     # -NO_MEMORY: the ring has no memory behind it there
 
-MSG_PEEK, MSG_DONTWAIT, MSG_NOSIGNAL = 0x2, 0x40, 0x4000
+MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL = 0x2, 0x20, 0x40, 0x4000
 OVERFLOW = 1 << 32                   # flag of `send_some`: don't wait for room, go on in the kernel lane
 
 PIECE = 1 << 16                      # bytes that are copied before the other side is told: so both sides copy at once
+
+READY, FOLLOW, LATER = 1, 2, 3            # see ready.ring_ready

@@ -10,11 +10,11 @@ from typing import Any, Callable
 from numba import types
 
 from shmstack._jit import (
-    cas, copy, extern, fetch_add, fetch_or, kernel, load, load_acquire, scratch, store, store_release,
+    cas, copy, extern, fetch_add, fetch_or, kernel, load, load32, load_acquire, scratch, store, store_release,
     swap, cycles)
 from shmstack.ring import doorbell, lock, stream
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import inplace, lane, loopback, ready, wait
+from shmstack.tcp import course, inplace, lane, lend, life, loopback, offer, ready, wait
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
@@ -59,11 +59,13 @@ for _kernel in (
         doorbell.register_barrier, doorbell.barrier, doorbell.wake, doorbell.ring_bell, doorbell.now_ns,
         lock.take, lock.unlock, lock.break_lock,
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
-        loopback.announce, loopback.spill, loopback.send_some, loopback.recv_some, loopback.recv_end,
+        loopback.announce, course.spill, lane.set_lowat, loopback.send_some, loopback.recv_some, loopback.recv_end,
         inplace.reserve, inplace.commit, inplace.look_at, inplace.give_back,
-        wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
+        lend.lend, wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
         ready.ring_ready, ready.set_asleep, ready.watch,
-        ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look):
+        ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look,
+        life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.finish, life.ended,
+        life.in_use, offer.limited, offer.spin_accept, offer.offer, offer.established, offer.claim):
     integers(_kernel)
 
 
@@ -183,6 +185,27 @@ def collect(self, args, n):
     """collect(waiters, thorough) -> bytes: who was marked, as 64-bit numbers, at most 32 of them"""
     found = scratch()
     return _bytes(found, 8 * ready.collect(_as_int(load(args)), found, 32, _as_int(load(args + 8))))
+
+
+@function("meet")
+def meet(self, args, n):
+    """meet(board, fd, link) -> (cookie, uid, inode, entry) of the socket at the other end, and of its offer; or zeros
+
+    board: 0 if there is none; link: a netlink socket for sock_diag.
+    """
+    request, answer = scratch(), scratch()
+    board, fd, link = _as_int(load(args)), _as_int(load(args + 8)), _as_int(load(args + 16))
+    cookie, uid, inode, entry = 0, 0, 0, 0
+    if offer.ask_peer(fd, link, request, answer):
+        cookie = load32(answer + 60) & 0xFFFFFFFF | load32(answer + 64) << 32
+        uid, inode = load32(answer + 80) & 0xFFFFFFFF, load32(answer + 84) & 0xFFFFFFFF
+        entry = offer.seek(board, cookie) if board else 0
+    found = _tuple(4)
+    _tuple_set(found, 0, _from_int(cookie))
+    _tuple_set(found, 1, _from_int(uid))
+    _tuple_set(found, 2, _from_int(inode))
+    _tuple_set(found, 3, _from_int(entry))
+    return found
 
 
 @function("poll_marks")

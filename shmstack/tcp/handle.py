@@ -22,6 +22,7 @@ HANDLE = Struct("Handle", {
     "capacity":   "bytes of each ring",
     "me":         "this process as a lock holder: its number in the stack",
     "timeout_ns": "-1 blocking, 0 non-blocking, or ns",
+    "receive_ns": "the same for a receive: a blocking socket's is SO_RCVTIMEO, if set",
     "spin_ns":    "how long a wait spins before it sleeps",
     "bell":       "what to tell the sender while nobody reads: RING, KERNEL or WAITER + n",
     "dead":       "1: closed in this process",
@@ -40,4 +41,23 @@ HANDLE = Struct("Handle", {
     "adapts":     "1: a spin yields the core, and grows and shrinks with its success",
     "spin_now":   "ns: how long a wait of an adaptive handle spins at present",
     "held_spin":  "spins before the GIL is given up",
+    "lowat":      "1: the lifeline was told to be writable only when it has little to send",
+    "offer":      "address of our entry on the listener's board, 0 if there is none",
+})
+
+# What this process knows of a stack, in memory that no other process can write.
+FACTS = Struct("Facts", {
+    "base":       "address of the segment",
+    "pairs":      "address of the first pair",
+    "rings":      "offset of the first ring",
+    "capacity":   "bytes of each ring",
+    "pairs_max":  "connection slots",
+    "memory_fd":  "descriptor of the segment",
+    "me":         "this process as a lock holder",
+    "waiters":    "address of the stack's waiters",
+    "waiter_size": "bytes from one waiter to the next",
+    "offers":     "address of the board",
+    "netns":      "cookie of the network namespace",
+    "pid":        "of this process",
+    "name":       (32, "full name"),
 })

@@ -15,6 +15,8 @@ from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
 TCP_INFO, INFO_BYTES, BYTES_ACKED, BYTES_RECEIVED = 11, 136, 120, 128      # linux/tcp.h
+TCP_QUICKACK, TCP_NOTSENT_LOWAT = 12, 25
+LOWAT_BYTES = 1 << 15                # what may wait to be sent in the kernel lane beside a full ring
 SIOCINQ, SIOCOUTQ = 0x541B, 0x5411
 TCP_TIME_WAIT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING = 6, 7, 8, 9, 11      # net/tcp_states.h
 COUNTS = 1000                        # tries to count while segments come and go
@@ -22,6 +24,7 @@ COUNTS = 1000                        # tries to count while segments come and go
 send_now = extern("send", types.int64, types.int32, types.int64, types.int64, types.int32)
 recv_now = extern("recv", types.int64, types.int32, types.int64, types.int64, types.int32)
 _getsockopt = extern("getsockopt", types.int32, types.int32, types.int32, types.int32, types.int64, types.int64)
+_setsockopt = extern("setsockopt", types.int32, types.int32, types.int32, types.int32, types.int64, types.int32)
 _ioctl = extern("ioctl", types.int32, types.int32, types.int64, types.int64)
 _errno = extern("__errno_location", types.int64)
 
@@ -100,7 +103,40 @@ def end_run(h, tx):
         if tail > load(tx + _D.tail):
             publish(tx, tail)
     set_bound(tx, load(tx + _D.tail))
+    acknowledge(h)
     return 0
+
+
+@kernel
+def acknowledge(h):
+    """Have the kernel acknowledge what was received: no segment of ours will carry that now.
+
+    Else the other side's next small message waits 40 ms for it in the kernel lane (Nagle's algorithm, RFC 1122 section
+    4.2.3.4, against the delayed acknowledgement).
+    """
+    yes = scratch()
+    store(yes, 1)
+    return _setsockopt(load(h + _H.fd), 6, TCP_QUICKACK, yes, 4)
+
+
+@kernel
+def keep_short(h):
+    """Have the kernel lane take little more than its receiver's window: what follows can go by the ring again.
+
+    Else it takes megabytes at once, and a sender that must not wait is never told that the ring has room.
+    """
+    if load(h + _H.lowat):
+        return 0
+    store(h + _H.lowat, 1)
+    return set_lowat(h, LOWAT_BYTES)
+
+
+@kernel
+def set_lowat(h, count):
+    """Set TCP_NOTSENT_LOWAT of the lifeline; 0: as without us."""
+    option = scratch()
+    store(option, count)
+    return _setsockopt(load(h + _H.fd), 6, TCP_NOTSENT_LOWAT, option, 4)
 
 
 @kernel
@@ -137,4 +173,6 @@ def recv_kernel(h, rx, to, size, flags):
         return failure()
     if flags & MSG_PEEK == 0:
         consume(rx, head + got)
+        if load(load(h + _H.tx) + _D.nb) & 1:
+            acknowledge(h)
     return got

@@ -14,6 +14,7 @@ import threading
 from typing import Any, NamedTuple
 
 SO_COOKIE, SO_NETNS_COOKIE = 57, 71
+LIMITS = (20, 21, 66, 67)              # SO_RCVTIMEO, SO_SNDTIMEO, and the same with 64-bit times on any machine
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, _NLMSG_ERROR = 4, 20, 1, 2
 _ANY_COOKIE = 0xFFFFFFFF
 standard = socket.socket               # the standard class, whatever is put in its place later
@@ -43,6 +44,13 @@ def netns(sock: Any) -> int:
     """Return the number of the network namespace that the socket lives in."""
     number: int = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0]
     return number
+
+
+def limits(sock: Any) -> tuple[int, int]:
+    """Return how many ns a receive and a send of a blocking socket may wait in the kernel; 0: for ever."""
+    found = [struct.unpack("=qq", sock.getsockopt(socket.SOL_SOCKET, option, 16)) for option in LIMITS[2:]]
+    receive, send = (seconds * 1_000_000_000 + micros * 1000 for seconds, micros in found)
+    return receive, send
 
 
 def packed(host: str) -> tuple[int, bytes]:
@@ -77,6 +85,12 @@ def _diag(namespace: int) -> Any:
         made.settimeout(1.0)
         sockets[namespace] = made
     return made
+
+
+def link(namespace: int) -> int:
+    """Return the descriptor of this thread's netlink socket in a namespace, -1 if it can't be had."""
+    made = _diag(namespace)
+    return -1 if made is None else made.fileno()
 
 
 def forget() -> None:

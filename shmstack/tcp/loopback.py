@@ -22,106 +22,53 @@ kernel socket is asked, because close and shutdown are done on it too.
 """
 from __future__ import annotations
 
-from shmstack._jit import fetch_or, kernel, load, load_acquire, store_release
-from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
+from numba import types
+
+from shmstack._jit import extern, fetch_or, kernel, load, load_acquire, store_release
+from shmstack.ring.bell import FUTEX, RING, WAITER
 from shmstack.ring.doorbell import barrier, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
-    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, room, set_bound)
-from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
+    cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
+from shmstack.shm.layout import DIRECTION, PAGE, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
-    EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, NO_MEMORY, OVERFLOW,
-    PIECE)
+    EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW, PIECE)
+from shmstack.tcp.course import RING_LANE, WAKE, WAKE_BYTES, WAKE_WHOLE, choose_lane, spill, waiter_of
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
-    begin_run, end_run, failure, kernel_written, recv_kernel, recv_now, send_kernel, send_now)
+    begin_run, failure, keep_short, recv_kernel, recv_now, send_kernel)
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 _MAP = WAITER_STRUCT.size
+FIRST_BACKING = 1 << 14
+
+_fallocate = extern("fallocate", types.int32, types.int32, types.int32, types.int64, types.int64)
 
 # ---- sending -------------------------------------------------------------------------------------------------
 
 @kernel
-def spill(h, tx):
-    """Move unread bytes from the ring to the kernel lane, for a receiver that looks only there.
-
-    The caller holds `tx_lock`.  Only a receiver that has gone through all bounds and isn't reading at this moment
-    can be served; one that hasn't will read the lifeline and then the ring by itself.  Returns bytes moved.
-    """
-    if not take(tx + _D.rx_lock, load(h + _H.me)):
-        return 0
-    head, tail = load_acquire(tx + _D.head), load(tx + _D.tail)
-    capacity, ring = load(h + _H.capacity), load(h + _H.tx_ring)
-    pass_bounds(tx, head)
-    position = head
-    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and 0 <= head < tail and tail - head <= capacity:
-        base = kernel_written(h)
-        while position < tail:
-            index = position & (capacity - 1)
-            size = min(tail - position, capacity - index)
-            sent = send_now(load(h + _H.fd), ring + index, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if sent <= 0:
-                break
-            position += sent
-        if position > head:
-            store_release(tx + _D.run_start, head)
-            store_release(tx + _D.run_base, base)
-            set_bound(tx, head)
-            if position < tail:
-                set_bound(tx, position)
-    unlock(tx + _D.rx_lock)
-    return position - head
-
-
-@kernel
-def waiter_of(h, bell):
-    """Return the address of the waiter that a bell names."""
-    return load(h + _H.waiters) + ((bell - WAITER) & 63) * load(h + _H.waiter_size)
-
-
-@kernel
-def looks_in_kernel(h, tx):
-    """Return 1 if the receiver now looks at the lifeline only."""
-    bell = load_acquire(tx + _D.bell)
-    if bell >= WAITER:
-        return load_acquire(waiter_of(h, bell) + _W.asleep)
-    return 1 if bell == KERNEL else 0
-
-
-@kernel
-def choose_lane(h, tx, size):
-    """Return the lane for the next `size` bytes, 0 kernel or 1 ring, after setting a bound if it changes."""
-    tail = load(tx + _D.tail)
-    in_ring = load(tx + _D.nb) & 1
-    kernel_wanted = looks_in_kernel(h, tx) or load(tx + _D.kernel) != 0
-    if in_ring and kernel_wanted:
-        spill(h, tx)
-        if load(tx + _D.nb) & 1 == 0:
-            return 0
-        if outstanding(tx) == 0 and load_acquire(tx + _D.head) == tail:
-            begin_run(h, tx, tail)
-            return 0
+def extend(h, tx, end):
+    """Have memory behind the first `end` bytes of the ring, or more; return 1, 0 if there is none."""
+    there = max(0, load(tx + _D.backed))
+    if there >= end:
         return 1
-    if not in_ring and not kernel_wanted and outstanding(tx) <= 1:
-        capacity = load(h + _H.capacity)
-        free = room(tx, tail, capacity)
-        if free >= size or free >= capacity // 2:
-            end_run(h, tx)
-            return 1
-    return load(tx + _D.nb) & 1
+    wanted = min(load(h + _H.capacity), max(4 * there, FIRST_BACKING, (end + PAGE - 1) // PAGE * PAGE))
+    if _fallocate(load(h + _H.memory_fd), 0, load(h + _H.tx_offset) + there, wanted - there):
+        return 0
+    store_release(tx + _D.backed, wanted)
+    return 1
 
 
 @kernel
 def send_ring(h, tx, source, size):
     """Put what fits in the ring; return the count, -FULL or -NO_MEMORY."""
     tail, capacity = load(tx + _D.tail), load(h + _H.capacity)
-    free = cached_room(tx, tail, capacity, size)
+    free = cached_room(tx, tail, window(tx, capacity), size)
     if free <= 0:
         return -FULL if free == 0 else -ECONNRESET
     size = min(size, free, PIECE)
-    backed = load(tx + _D.backed)
-    if backed < capacity and (tail & (capacity - 1)) + size > backed:
-        return -NO_MEMORY                                    # not a part of it: another process may send in between
+    if load(tx + _D.backed) < capacity and not extend(h, tx, min(capacity, (tail & (capacity - 1)) + size)):
+        return -NO_MEMORY
     put(load(h + _H.tx_ring), capacity, tail, source, size)
     publish(tx, tail + size)
     return size
@@ -133,6 +80,7 @@ def overflow(h, tx, source, size, flags):
     if outstanding(tx) != 0:
         return -EAGAIN
     begin_run(h, tx, load(tx + _D.tail))
+    keep_short(h)
     return send_kernel(h, tx, source, size, flags)
 
 
@@ -185,12 +133,14 @@ def send_some(h, source, size, flags):
         return -EPIPE                                            # another process that has this end shut it down
     if not take(tx + _D.tx_lock, load(h + _H.me)):
         return -LOCKED
-    if choose_lane(h, tx, size):
+    lane = choose_lane(h, tx, size)
+    if lane == RING_LANE:
         sent = send_ring(h, tx, source, size)
         if sent == -FULL and flags & OVERFLOW:
             sent = overflow(h, tx, source, size, flags)
     else:
-        sent = send_kernel(h, tx, source, size, flags)
+        part = WAKE_BYTES if lane == WAKE and size > WAKE_WHOLE else size
+        sent = send_kernel(h, tx, source, part, flags)
     unlock(tx + _D.tx_lock)
     if sent > 0:
         announce(h, tx)
@@ -213,18 +163,24 @@ def send_pieces(h, source, size, flags):
 
 @kernel
 def recv_ring(h, rx, to, size, flags):
-    """Receive from the ring; return the count, -LOOK when it is empty, -ECONNRESET for garbage."""
+    """Receive from the ring; return the count, -LOOK when it is empty, -ECONNRESET for garbage.
+
+    MSG_TRUNC counts the bytes without a copy, as Linux does on TCP.
+    """
     head, capacity = load(rx + _D.head), load(h + _H.capacity)
     there = readable(rx, head, capacity)
     if there <= 0:
         return -LOOK if there == 0 else -ECONNRESET
-    ring = load(h + _H.rx_ring)
+    ring, copies = load(h + _H.rx_ring), flags & MSG_TRUNC == 0
     if flags & MSG_PEEK:
-        return get(ring, capacity, head, to, min(size, there))
+        if copies:
+            get(ring, capacity, head, to, min(size, there))
+        return min(size, there)
     done = 0
     while there > 0 and done < size:
         piece = min(there, size - done, PIECE)
-        get(ring, capacity, head, to + done, piece)
+        if copies:
+            get(ring, capacity, head, to + done, piece)
         head += piece
         done += piece
         consume(rx, head)
@@ -277,7 +233,7 @@ def recv_end(h, to, size, flags):
     if not pass_bounds(rx, load(rx + _D.head)):
         got = recv_kernel(h, rx, to, size, flags)
     elif readable(rx, load(rx + _D.head), capacity) == 0:
-        got = recv_now(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_DONTWAIT)
+        got = recv_now(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT)
         if got < 0:
             got = failure()
         else:

@@ -15,7 +15,7 @@ from numba import types
 
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import lane, loopback, wait
+from shmstack.tcp import budget, lane, loopback, wait
 from shmstack.tcp.codes import LOOK, PIECE
 from shmstack.tcp.handle import HANDLE
 
@@ -74,10 +74,10 @@ def fall_back(index, self, args, n, names):
 @kernel
 def quick_wait(h):
     """Wait for input, with a time-out for no longer than a spin (the slow way keeps the time); return 1 if it came."""
-    timeout = load(h + _H.timeout_ns)
+    timeout = load(h + _H.receive_ns)
     if timeout == 0:
         return 0
-    return wait.wait_arrived(h, SLICE_NS if timeout < 0 else wait.spin_budget(h, wait.RECV))
+    return wait.wait_arrived(h, SLICE_NS if timeout < 0 else budget.spin_budget(h, budget.RECV))
 
 
 @kernel
@@ -192,7 +192,7 @@ def quick_send(h, buffer):
     sent = -1
     if size > 0 and size < 1 << 31:
         if size <= PIECE:
-            sent = loopback.send_some(h, load(view), size, 0)
+            sent = loopback.send_pieces(h, load(view), size, 0)
         else:
             sent = wait.send_all(h, load(view), size)
     _release_buffer(view)
@@ -215,7 +215,7 @@ def go_on(index, self, data, sent):
 def send(self, args, n):
     """socket.send(bytes[, flags])"""
     h = handle_of(self)
-    if h == 0:
+    if h == 0 or n < 1 or n > 2:                                      # a third argument is ours, see `go_on`
         return fall_back(5, self, args, n, 0)
     sent = quick_send(h, load(args)) if n == 1 else -1
     if sent < 0:
@@ -228,7 +228,7 @@ def send(self, args, n):
 def sendall(self, args, n):
     """socket.sendall(bytes[, flags])"""
     h = handle_of(self)
-    if h == 0:
+    if h == 0 or n < 1 or n > 2:                                      # a third argument is ours, see `go_on`
         return fall_back(7, self, args, n, 0)
     sent = quick_send(h, load(args)) if n == 1 else -1
     if sent < 0:

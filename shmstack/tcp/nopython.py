@@ -26,7 +26,7 @@ from numba import types
 
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import loopback, wait
+from shmstack.tcp import budget, loopback, wait
 from shmstack.tcp.codes import EAGAIN, EINTR, PIECE
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.method import may_be_quick, peer_takes
@@ -124,11 +124,11 @@ def came(h):
         return 1
     if timeout == 0:
         return 0
-    limit = min(wait.spin_budget(h, wait.RECV), HELD_NS)
+    limit = min(budget.spin_budget(h, budget.RECV), HELD_NS)
     if timeout > 0:
         limit = min(limit, timeout)
     if limit > 0 and wait.spin_arrived_ns(h, limit):
-        wait.learn(h, 1)
+        budget.learn(h, 1)
         return 1
     return 0
 
@@ -173,7 +173,7 @@ def send(number, source, size):
     sent = 0
     if h != 0 and size > 0 and load(h + _H.failed) == 0 and load(h + _H.shut) == 0 and peer_lives(number, h):
         if size <= PIECE:
-            sent = loopback.send_some(h, source, size, 0)
+            sent = loopback.send_pieces(h, source, size, 0)
         else:
             sent = wait.send_spinning(h, source, size)
         if sent == size or (sent > 0 and load(h + _H.timeout_ns) >= 0):

@@ -34,7 +34,9 @@ from shmstack._jit import cas, extern, fetch_or, kernel, load, load_acquire, pau
     store_release, swap
 from shmstack.ring.bell import FUTEX, KERNEL
 from shmstack.ring.doorbell import now_ns
+from shmstack.ring.stream import lane_end
 from shmstack.shm.layout import DIRECTION, MOVED_LOCK, WAITER
+from shmstack.tcp.codes import FOLLOW, LATER, READY
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.loopback import mark
 from shmstack.tcp.wait import in_ring
@@ -54,11 +56,19 @@ _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
 
 @kernel
 def ring_ready(h):
-    """Return 1 if a receive would get bytes from the ring, 2 if the pair has moved: follow, and look again."""
+    """Return READY if a receive would get bytes from the ring, else 0, or why to look again.
+
+    FOLLOW: the pair has moved.  LATER: the ring's bytes come after some in the kernel lane, and nobody will mark them
+    again.
+    """
     rx = load(h + _H.rx)
     if load(h + _H.dead) or load_acquire(rx + _D.tail) == load_acquire(rx + _D.head):
         return 0
-    return 2 if load(rx + _D.rx_lock) == MOVED_LOCK else in_ring(h)
+    if load(rx + _D.rx_lock) == MOVED_LOCK:
+        return FOLLOW
+    if in_ring(h):
+        return READY
+    return LATER if lane_end(rx) >= 0 else 0
 
 
 # ---- waiters -------------------------------------------------------------------------------------------------
@@ -186,9 +196,10 @@ def sift(waiters, out, found):
         entry = waiters + 8 + _ENTRY * (taken >> 32)
         member = load(entry + 24) + 16 * (taken & 0xFFFFFFFF)
         h, mask = load(member), load(member + 8)
-        if h != 0 and ring_ready(h):
-            if mask & EPOLLET == 0:
-                mark(load(entry), taken & 0xFFFFFFFF)
+        ready = ring_ready(h) if h != 0 else 0
+        if ready == LATER or (ready and mask & EPOLLET == 0):
+            mark(load(entry), taken & 0xFFFFFFFF)
+        if ready in (READY, FOLLOW):
             store(out + 8 * kept, (load(h + _H.fd) & 0xFFFFFFFF) | (mask & IN) << 32)
             kept += 1
     return kept
@@ -236,8 +247,8 @@ def look(crowd, count):
     found = 0
     for i in range(count):
         ready = ring_ready(load(crowd + 16 * i))
-        store(crowd + 16 * i + 8, ready)
-        found += ready
+        store(crowd + 16 * i + 8, ready if ready != LATER else 0)
+        found += 1 if ready in (READY, FOLLOW) else 0
     return found
 
 

@@ -67,7 +67,17 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
+_BY_NUMBER: dict[tuple[int, int], State] = {(int(state), int(event)): to for (state, event), to in TRANSITIONS.items()}
+
+
 def step(state: int, event: Event) -> State:
     """Return the state after `event`; a state stays as it is where the RFC names no transition."""
-    now = State(state) if state in State._value2member_map_ else State.CLOSED
-    return TRANSITIONS.get((now, event), now)
+    known = _BY_NUMBER.get((state, event))
+    if known is not None:
+        return known
+    return State(state) if state in State._value2member_map_ else State.CLOSED
+
+
+def after(event: Event) -> int:
+    """Return `step` for one event as a number: 4 bits for each state."""
+    return sum(step(state, event) << 4 * state for state in range(12))

@@ -11,30 +11,30 @@ from __future__ import annotations
 from numba import types
 
 from shmstack._jit import (
-    cas, extern, fetch_add, kernel, load, load_acquire, pause, prefetch, scratch, static_words, store, store_release, swap)
+    cas, extern, fetch_add, kernel, load, load_acquire, pause, prefetch, scratch, store, store_release, swap)
 from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import barrier, now_ns, sleep
-from shmstack.ring.stream import lane_end, room
+from shmstack.ring.stream import lane_end, room, window
 from shmstack.shm.layout import DIRECTION, PAIR
-from shmstack.tcp.codes import FULL, PIECE
+from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, spin_budget
+from shmstack.tcp.codes import EINTR, FULL, PIECE
 from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.lane import failure
 from shmstack.tcp.loopback import send_pieces
 from shmstack.tcp.loopback import mark
 
 _D, _H, _P = DIRECTION.at, HANDLE.at, PAIR.at
+F_GETFL, O_NONBLOCK = 3, 0x800
 ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
-LEAST_SPIN_NS = 1_000
 MOST_ROOM_SPIN_NS = 200_000
 
-THREADS = 8 * 4                      # static word: address of what threads said, count | (thread, RECV, SEND) ...; or 0
-RECV, SEND = 8, 16
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
 _yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
-_self = extern("pthread_self", types.int64)
+_fcntl = extern("fcntl", types.int32, types.int32, types.int32, types.int64)
 
 
 @kernel
@@ -88,57 +88,46 @@ def spin_arrived_ns(h, limit_ns):
 
 
 @kernel
-def own_budget(table, kind):
-    """Return what this thread said of its own waits (see `stack.threads`), in ns; -1 if nothing."""
-    me = _self()
-    for i in range(load(table)):
-        entry = table + 8 + 24 * i
-        if load(entry) == me:
-            return load(entry + kind)
-    return -1
+def nonblocking(h):
+    """Return 1 if the descriptor is non-blocking, which others may make it by fcntl or FIONBIO."""
+    return 1 if _fcntl(load(h + _H.fd), F_GETFL, 0) & O_NONBLOCK else 0
 
 
 @kernel
-def spin_budget(h, kind):
-    """Return how long this wait, RECV or SEND, may spin, in ns."""
-    table = load(static_words() + THREADS)
-    if table != 0:
-        own = own_budget(table, kind)
-        if own >= 0:
-            return own
-    return load(h + _H.spin_now) if load(h + _H.adapts) else load(h + _H.spin_ns)
-
-
-@kernel
-def learn(h, useful):
-    """After a wait: spin longer next time if it was, or would have been, useful, and shorter if not."""
-    now, most = load(h + _H.spin_now), load(h + _H.spin_ns)
-    store(h + _H.spin_now, min(most, 2 * now + LEAST_SPIN_NS) if useful else now // 2)
-    return 0
+def interrupted(result):
+    """Return 1 if a C function that slept came back for a signal."""
+    return 1 if result == -1 and failure() == -EINTR else 0
 
 
 @kernel
 def poll_lifeline(h, events, limit_ns):
-    """Sleep until the kernel says that the lifeline is readable or writable; return its events."""
+    """Sleep until the lifeline is readable or writable; return its events, -EINTR at a signal."""
     entry = scratch()
     store(entry, (load(h + _H.fd) & 0xFFFFFFFF) | events << 32)
-    _poll(entry, 1, (limit_ns + 999_999) // 1_000_000)
+    if interrupted(_poll(entry, 1, (limit_ns + 999_999) // 1_000_000)):
+        return -EINTR
     return load(entry) >> 48
 
 
 @kernel
 def sleep_arrived(h, limit_ns):
-    """Sleep on the bell (ring) or in the kernel (before the peer has joined, or bytes are in the lifeline)."""
+    """Sleep on the bell (ring) or in the kernel (before the peer has joined, or bytes are in the lifeline).
+
+    Returns 1 if something came, 0 at the limit, -EINTR at a signal.
+    """
     rx = load(h + _H.rx)
     bell = rx + _D.bell
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
     if in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head)):
         swap(bell, FUTEX)
         barrier()                                                                # SYNC asleep
+        signal = 0
         if not arrived(h):
-            sleep(bell, FUTEX, limit_ns)
+            signal = interrupted(sleep(bell, FUTEX, limit_ns))
         cas(bell, FUTEX, RING)
-        return arrived(h)
+        if arrived(h):
+            return 1
+        return -EINTR if signal else 0
     swap(bell, KERNEL)
     barrier()
     if in_ring(h) and arrived(h):
@@ -146,7 +135,7 @@ def sleep_arrived(h, limit_ns):
     else:
         events = poll_lifeline(h, POLLIN, limit_ns)
     cas(bell, KERNEL, RING)
-    return 1 if events else 0
+    return min(events, 1)
 
 
 @kernel
@@ -162,29 +151,34 @@ def settle(h):
 
 @kernel
 def wait_arrived(h, limit_ns):
-    """Wait until a receive would find something, at most `limit_ns`; return 1, or 0 at the limit.
+    """Wait until a receive would find something, at most `limit_ns`; return 1, 0 at the limit, -EINTR at a signal.
 
+    A descriptor that isn't blocking any more isn't slept on: returns 0 before the limit.
     Call with the GIL; it is released while this waits.
     """
     rx = load(h + _H.rx)
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
     if joined and load(rx + _D.bell) == KERNEL:
         store_release(rx + _D.bell, load(h + _H.bell) if load(h + _H.bell) >= WAITER else RING)
-    lane = in_ring(h)
+    # Before the peer has joined too: its first answer then comes by the ring, and need not wake us.
+    lane = in_ring(h) or not joined
     if lane and spin_arrived(h, load(h + _H.held_spin)):
         return 1
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    spin = min(spin_budget(h, RECV), limit_ns) if lane else 0
+    spin = min(spin_budget(h, RECV) if joined else join_budget(h), limit_ns) if lane else 0
+    began = now_ns()
     if spin > 0:
         came = spin_arrived_ns(h, spin)
-    if not came and limit_ns > spin:
+    if not came and limit_ns > spin and not (load(h + _H.timeout_ns) < 0 and nonblocking(h)):
         before = now_ns()
         came = sleep_arrived(h, limit_ns - spin)
         learn(h, now_ns() - before < load(h + _H.spin_ns))
     elif came:
         learn(h, 1)
+    if not joined:
+        learn_join(came > 0 and now_ns() - began < MOST_JOIN_SPIN_NS)
     _restore_thread(state)
     if load(h + _H.bell) >= WAITER and not load(h + _H.dead):
         settle(h)
@@ -196,7 +190,8 @@ def wait_arrived(h, limit_ns):
 def has_room(h, size):
     """Return 1 if the ring that this end sends has room for `size` bytes, or the handle is dead."""
     tx = load(h + _H.tx)
-    return 1 if room(tx, load(tx + _D.tail), load(h + _H.capacity)) >= size or load(h + _H.dead) else 0
+    free = room(tx, load(tx + _D.tail), window(tx, load(h + _H.capacity)))
+    return 1 if free >= size or load(h + _H.dead) else 0
 
 
 @kernel
@@ -242,12 +237,13 @@ def send_all(h, source, size):
 
 @kernel
 def wait_room(h, size, limit_ns):
-    """Wait until the ring has room for `size` bytes, at most `limit_ns`; return 1, or 0 at the limit.
+    """Wait until the ring has room for `size` bytes, at most `limit_ns`; return 1, 0 at the limit, -EINTR at a signal.
 
     The receiver wakes a sleeping sender when a quarter of the ring is free, so `size` is at most that.
     """
     tx = load(h + _H.tx)
-    size = min(size, load(h + _H.capacity) // 4)
+    quarter = max(1, window(tx, load(h + _H.capacity)) // 4)
+    size = min(size, quarter)
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
@@ -255,10 +251,13 @@ def wait_room(h, size, limit_ns):
     if not came:
         swap(tx + _D.stalled, 1)
         barrier()                                                                # SYNC stalled
-        if not has_room(h, load(h + _H.capacity) // 4):
-            sleep(tx + _D.stalled, 1, limit_ns)
+        signal = 0
+        if not has_room(h, quarter):
+            signal = interrupted(sleep(tx + _D.stalled, 1, limit_ns))
         swap(tx + _D.stalled, 0)
         came = has_room(h, size)
+        if signal and not came:
+            came = -EINTR
     _restore_thread(state)
     fetch_add(h + _H.users, -1)
     return came
@@ -266,7 +265,7 @@ def wait_room(h, size, limit_ns):
 
 @kernel
 def wait_lifeline(h, events, limit_ns):
-    """Sleep, without the GIL, until the lifeline has one of `events`; return what it has."""
+    """Sleep, without the GIL, until the lifeline has one of `events`; return what it has, -EINTR at a signal."""
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     there = poll_lifeline(h, events, limit_ns)

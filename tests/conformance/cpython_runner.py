@@ -1,6 +1,7 @@
 """Run tests of a module of CPython's own suite and write what became of each, one JSON object a line.
 
-    python cpython_runner.py RESULTS MODULE PIECE PIECES SKIP...     the classes of one piece of a module
+    python cpython_runner.py RESULTS MODULE PIECE PIECES SKIP...     the classes of one piece of a module;
+                                                                     only=PART: those with PART in their names
     python cpython_runner.py RESULTS MODULE test ID...               these tests
 
 A line is written when a test starts and another when it ends, so that a run that is killed, or that the time
@@ -86,7 +87,9 @@ def chosen(name, piece, rest):
     if piece == "test":
         return [test for test in tests if test.id() in rest]
     pieces, *skip = rest
-    classes = list(dict.fromkeys(type(test).__qualname__ for test in tests))[int(piece)::int(pieces)]
+    parts = [word.removeprefix("only=") for word in skip if word.startswith("only=")]
+    classes = [name for name in dict.fromkeys(type(test).__qualname__ for test in tests)
+               if not parts or any(part in name for part in parts)][int(piece)::int(pieces)]
     return [test for test in tests if type(test).__qualname__ in classes and test.id() not in skip
             and not test.id().startswith(tuple(word for word in skip if word.endswith(".")))]
 

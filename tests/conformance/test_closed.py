@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import socket
 import warnings
 
@@ -166,6 +167,27 @@ def test_close_by_another_thread_does_not_harm_a_waiting_reader(net):
     server.sendall(b"for the one who waits")
     assert reading.result() == b"for the one who waits"
     assert server.recv(1) == b""
+
+
+def test_child_forked_after_such_a_close_does_not_hold_the_connection(net):
+    client, server = net.pair()
+    reading = Background(client.recv, 100)
+    eventually(lambda: asleep(reading), "the reader sleeps")
+    client.close()
+    until, end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.read(until, 1)
+        os._exit(0)
+    os.close(until)
+    try:
+        server.sendall(b"x")
+        assert reading.result() == b"x"
+        assert server.recv(1) == b""
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
 
 
 def test_module_close_closes_a_descriptor(net):

@@ -228,3 +228,15 @@ def test_stream_after_a_dup_was_closed_is_whole(net):
         client.dup().close()
     client.close()
     assert receive_all(server) == b"01234"
+
+
+def test_connections_after_duplicates_were_given_away_do_not_mix(net):
+    client, server = net.pair()
+    for sock in (client, server, net.keep(client.dup())):
+        sock.set_inheritable(True)
+    pairs = [net.pair() for _ in range(3)]
+    for number, (one, _) in enumerate(pairs):
+        one.sendall(b"to %d" % number)
+    assert [other.recv(100) for _, other in pairs] == [b"to 0", b"to 1", b"to 2"]
+    client.sendall(b"still one")
+    assert receive_exactly(server, 9) == b"still one"

@@ -100,6 +100,13 @@ def test_waitall_on_a_nonblocking_socket_takes_what_is_there(net):
         server.recv(100, WAITALL)
 
 
+def test_waitall_under_a_timeout_takes_what_is_there_as_python_does(net):
+    client, server = net.pair()
+    server.settimeout(20)
+    client.sendall(b"abc")
+    assert server.recv(100, WAITALL) == b"abc"
+
+
 def test_dontwait_makes_one_call_nonblocking(net):
     client, server = net.pair()
     with pytest.raises(BlockingIOError) as empty:

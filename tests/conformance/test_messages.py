@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
 import os
 import socket
@@ -10,7 +11,7 @@ import socket
 import pytest
 
 from .streams import MIB, pattern, receive_exactly
-from .waiting import Background
+from .waiting import Background, asleep, eventually
 
 
 def test_sendmsg_gathers_its_buffers(net, pair):
@@ -126,6 +127,29 @@ def test_recvmsg_into_waits_for_all_if_told(net):
         client.sendall(piece)
     assert receiving.result()[0] == 6
     assert buffers == [b"abc", b"def"]
+
+
+def test_recvmsg_of_nothing_waits_for_a_byte_and_leaves_it(net):
+    client, server = net.pair()
+    receiving = Background(server.recvmsg, 0)
+    eventually(lambda: asleep(receiving), "the reader sleeps")
+    client.sendall(b"x")
+    assert receiving.result()[0] == b""
+    assert server.recvmsg_into([])[0] == 0
+    assert server.recv(10) == b"x"
+
+
+def test_buffers_of_structures_are_sent_and_received_by_their_bytes(net):
+    client, server = net.pair()
+    numbers = (ctypes.c_int * 500_000)(*range(500_000))
+    sending = Background(client.sendall, numbers)
+    there = [(ctypes.c_int * 3)(), (ctypes.c_short * 4)()]
+    assert server.recvmsg_into(there, 0, socket.MSG_WAITALL)[0] == 20
+    assert (list(there[0]), list(there[1])) == ([0, 1, 2], [3, 0, 4, 0])
+    assert receive_exactly(server, 2_000_000 - 20) == bytes(numbers)[20:]
+    sending.result()
+    assert client.sendmsg([there[0], there[1]]) == 20
+    assert receive_exactly(server, 20) == bytes(numbers)[:20]
 
 
 def test_sendmsg_of_descriptors_over_tcp_carries_the_bytes_only(net):

@@ -181,6 +181,41 @@ def test_send_timeout_option_times_a_blocking_send_out(net):
             client.send(b"x" * 65536)
 
 
+def test_receive_timeout_option_ends_a_wait_for_all_with_what_has_come(net):
+    client, server = net.pair()
+    server.setsockopt(SOL, socket.SO_RCVTIMEO, struct.pack("ll", 0, 50_000))
+    client.sendall(b"abc")
+    assert server.recv(10, socket.MSG_WAITALL) == b"abc"
+
+
+def test_send_timeout_option_ends_sendall(net):
+    client, server = net.pair()
+    client.setsockopt(SOL, socket.SO_SNDTIMEO, struct.pack("ll", 0, 50_000))
+    with pytest.raises(BlockingIOError):
+        client.sendall(b"x" * (64 << 20))
+    client.setsockopt(SOL, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
+    assert set(server.recv(65536)) == set(b"x")
+
+
+def test_timeout_options_of_a_listener_are_inherited(net):
+    listener = net.listener()
+    listener.setsockopt(SOL, socket.SO_RCVTIMEO, struct.pack("ll", 0, 50_000))
+    client = net.connect(listener.getsockname())
+    server = net.accept(listener)
+    with pytest.raises(BlockingIOError):
+        server.recv(1)
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+
+
+def test_timeout_of_the_socket_object_wins_over_the_option(net):
+    _client, server = net.pair()
+    server.setsockopt(SOL, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000))
+    server.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        server.recv(1)
+
+
 def test_tcp_info_follows_the_state(net):
     listener = net.listener()
     assert tcp_info(listener)["state"] == 10
@@ -237,3 +272,25 @@ def test_option_value_may_be_bytes_or_none_with_a_length(net):
     with pytest.raises(OSError) as null:
         client.setsockopt(TCP, socket.TCP_NODELAY, None, 4)
     assert null.value.errno == errno.EFAULT
+
+
+def test_small_buffers_bound_what_a_peer_that_does_not_read_is_sent(net):
+    with net.listener() as listener:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            listener.setsockopt(socket.SOL_SOCKET, option, 4096)
+        with net.socket.socket() as client:
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                client.setsockopt(socket.SOL_SOCKET, option, 4096)
+            client.connect(listener.getsockname())
+            server, _ = listener.accept()
+            with server:
+                for one, other in ((client, server), (server, client)):
+                    one.setblocking(False)
+                    sent = 0
+                    with pytest.raises(BlockingIOError):
+                        while True:
+                            sent += one.send(bytes(10_000))
+                    assert 0 < sent < 150_000
+                    other.setblocking(True)
+                    while sent:
+                        sent -= len(other.recv(10_000))

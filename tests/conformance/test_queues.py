@@ -12,7 +12,7 @@ import pytest
 
 from .remote import at
 from .streams import receive_exactly
-from .waiting import eventually
+from .waiting import Background, asleep, eventually
 
 SIOCOUTQ, SIOCOUTQNSD = termios.TIOCOUTQ, 0x894B
 
@@ -72,7 +72,9 @@ def test_fionread_and_siocoutq_add_up_to_what_was_sent(net):
     with pytest.raises(BlockingIOError):
         while True:
             sent += client.send(b"x" * 65536)
-    eventually(lambda: ask(server, termios.FIONREAD) + ask(client, SIOCOUTQ) >= sent, "all bytes accounted for")
+    # A difference that stays: an ioctl is the kernel's to answer, which doesn't see a full ring in front of its own queue.
+    unseen = server._endpoint.stack.capacity if net.accelerated else 0
+    eventually(lambda: ask(server, termios.FIONREAD) + ask(client, SIOCOUTQ) >= sent - unseen, "all bytes accounted for")
 
 
 def test_fionread_of_a_listener_is_einval(net):
@@ -97,5 +99,31 @@ def test_o_nonblock_by_fcntl_makes_calls_nonblocking(net):
     with pytest.raises(BlockingIOError):
         server.recv(1)
     os.set_blocking(server.fileno(), True)
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+
+
+def test_o_nonblock_taken_off_by_fcntl_makes_calls_wait(net):
+    client, server = net.pair()
+    server.setblocking(False)
+    os.set_blocking(server.fileno(), True)
+    assert server.gettimeout() == 0
+    receiving = Background(server.recv, 10, socket.MSG_WAITALL)
+    eventually(lambda: asleep(receiving), "the reader sleeps")
+    client.sendall(b"01234")
+    client.sendall(b"56789")
+    assert receiving.result() == b"0123456789"
+
+
+def test_mode_of_a_duplicate_is_that_of_the_descriptor(net):
+    client, server = net.pair()
+    twin = net.keep(server.dup())
+    twin.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        server.recv(1)
+    with pytest.raises(BlockingIOError):
+        while True:
+            server.send(b"x" * 65536)
+    twin.setblocking(True)
     client.sendall(b"x")
     assert server.recv(1) == b"x"

@@ -1,0 +1,107 @@
+"""Which lane the next bytes of a direction take, as its sender decides; see `tcp.loopback` for the rules.
+
+Where the receiver looks (`bell`) decides, with two exceptions.  What a receiver has not read yet keeps it from falling
+asleep, so a poller is woken by a few bytes and gets the rest by the ring.  And what stands unread in the ring when its
+receiver turns to the kernel is moved there after it.
+"""
+from __future__ import annotations
+
+from shmstack._jit import kernel, load, load_acquire, store_release
+from shmstack.ring.bell import KERNEL, WAITER
+from shmstack.ring.lock import take, unlock
+from shmstack.ring.stream import outstanding, pass_bounds, room, set_bound, start_ring
+from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
+from shmstack.tcp.codes import MSG_DONTWAIT, MSG_NOSIGNAL
+from shmstack.tcp.handle import HANDLE
+from shmstack.tcp.lane import begin_run, end_run, kernel_written, send_now
+
+_D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
+KERNEL_LANE, RING_LANE, WAKE = 0, 1, 2
+WAKE_WHOLE, WAKE_BYTES = 1 << 14, 256    # up to so many bytes wake a poller whole; else so many of them do
+ASLEEP = 1                               # what a waiter says; 2: asleep, and every message must be an event of its own
+
+
+@kernel
+def spill(h, tx):
+    """Move unread bytes from the ring to the kernel lane, for a receiver that looks only there.
+
+    The caller holds `tx_lock`.  Only a receiver that has gone through all bounds and isn't reading at this moment
+    can be served; one that hasn't will read the lifeline and then the ring by itself.  Returns bytes moved.
+    """
+    if not take(tx + _D.rx_lock, load(h + _H.me)):
+        return 0
+    head, tail = load_acquire(tx + _D.head), load(tx + _D.tail)
+    capacity, ring = load(h + _H.capacity), load(h + _H.tx_ring)
+    pass_bounds(tx, head)
+    position = head
+    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and 0 <= head < tail and tail - head <= capacity:
+        base = kernel_written(h)
+        while position < tail:
+            index = position & (capacity - 1)
+            size = min(tail - position, capacity - index)
+            sent = send_now(load(h + _H.fd), ring + index, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent <= 0:
+                break
+            position += sent
+        if position > head:
+            store_release(tx + _D.run_start, head)
+            store_release(tx + _D.run_base, base)
+            set_bound(tx, head)
+            if position < tail:
+                set_bound(tx, position)
+    unlock(tx + _D.rx_lock)
+    return position - head
+
+
+@kernel
+def waiter_of(h, bell):
+    """Return the address of the waiter that a bell names."""
+    return load(h + _H.waiters) + ((bell - WAITER) & 63) * load(h + _H.waiter_size)
+
+
+@kernel
+def looks_in_kernel(h, tx):
+    """Return 0 if the receiver looks at the ring; 1: at the lifeline only; 2: only until something is there."""
+    if load(tx + _D.kernel) != 0:
+        return 1
+    bell = load_acquire(tx + _D.bell)
+    if bell < WAITER:
+        return 1 if bell == KERNEL else 0
+    asleep = load_acquire(waiter_of(h, bell) + _W.asleep)
+    if asleep == 0:
+        return 0
+    return 2 if asleep == ASLEEP else 1
+
+
+@kernel
+def choose_lane(h, tx, size):
+    """Return the lane for the next `size` bytes, after setting a bound if it changes: KERNEL_LANE, RING_LANE or WAKE.
+
+    WAKE is the kernel lane for a few bytes: they wake a poller, and as long as they are unread it can't fall asleep
+    again, so the rest may take the ring.
+    """
+    tail = load(tx + _D.tail)
+    wish = looks_in_kernel(h, tx)
+    if load(tx + _D.nb) & 1:
+        if wish == 0:
+            return RING_LANE
+        spill(h, tx)
+        if load(tx + _D.nb) & 1:
+            if outstanding(tx) != 0 or load_acquire(tx + _D.head) != tail:
+                return RING_LANE
+            begin_run(h, tx, tail)
+    if wish == 1:
+        return KERNEL_LANE
+    if wish == 2 and load_acquire(tx + _D.head) == tail:
+        return WAKE
+    if outstanding(tx) <= 1:
+        if outstanding(tx) == 0:
+            end_run(h, tx)
+            start_ring(tx)
+            return RING_LANE
+        capacity = load(h + _H.capacity)
+        free = room(tx, tail, capacity)
+        if free >= size or free >= capacity // 2:
+            end_run(h, tx)
+            return RING_LANE
+    return KERNEL_LANE

@@ -162,14 +162,21 @@ def pop(ring: int, target: int, least: int, most: int) -> int:
 
 @njit("int64(int64, int64, int64, int64, int64)", cache=True)
 def copy_twice(ring: int, source: int, target: int, size: int, count: int) -> int:
-    """Copy `size` bytes into the ring's data and out again, `count` times, moving along it."""
+    """Copy `size` bytes into the ring's data and out again, `count` times, moving along it.
+
+    What is larger than the ring goes through it a ringful at a time.
+    """
     start = 0
     for _ in range(count):
-        if start + size > CAPACITY:
-            start = 0
-        _memcpy(ring + DATA + start, source, size)
-        _memcpy(target, ring + DATA + start, size)
-        start += size
+        done = 0
+        while done < size:
+            piece = min(size - done, CAPACITY)
+            if start + piece > CAPACITY:
+                start = 0
+            _memcpy(ring + DATA + start, source + done, piece)
+            _memcpy(target + done, ring + DATA + start, piece)
+            start += piece
+            done += piece
     return count
 
 

@@ -163,7 +163,8 @@ class Connection(_standard.Connection):  # type: ignore[misc]
             here = sock._endpoint
             if here is not None and here.open:
                 here.serve()
-                _native.call.wait_arrived(here.handle, min(left, _SLICE_NS))
+                if _native.call.wait_arrived(here.handle, min(left, _SLICE_NS)) == 0:
+                    break                                     # it takes longer: a poll is quieter
         if timeout is not None:
             timeout = max(0.0, (end - time.monotonic_ns()) / 1e9)
         return self._failure is not None or bool(wait([self], timeout))

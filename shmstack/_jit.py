@@ -125,6 +125,14 @@ def _pause(context):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def _fence(context):  # type: ignore[no-untyped-def]
+    def generate(context, builder, _signature, _args):  # type: ignore[no-untyped-def]
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+    return types.void(), generate
+
+
+@intrinsic
 def _prefetch(context, address):  # type: ignore[no-untyped-def]
     def generate(context, builder, _signature, args):  # type: ignore[no-untyped-def]
         byte = ir.IntType(8).as_pointer()
@@ -193,6 +201,10 @@ def pause() -> None:
     """Tell the core that this is a spin loop (67 cycles on Zen 4: never the first thing a spinner does)."""
 
 
+def fence() -> None:
+    """Have every store before this seen before any load after it is done."""
+
+
 def prefetch(address: int) -> None:
     """Have the line at `address` fetched: it will be read soon."""
 
@@ -214,6 +226,7 @@ overload(swap)(lambda address, value: lambda address, value: _swap(address, valu
 overload(fetch_add)(lambda address, value: lambda address, value: _fetch_add(address, value))
 overload(fetch_or)(lambda address, value: lambda address, value: _fetch_or(address, value))
 overload(pause)(lambda: lambda: _pause())
+overload(fence)(lambda: lambda: _fence())
 overload(prefetch)(lambda address: lambda address: _prefetch(address))
 overload(copy)(lambda to, source, size: lambda to, source, size: _memcpy(to, source, size))
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import subprocess
 import sys
 from hashlib import blake2b
 from pathlib import Path
@@ -20,10 +18,12 @@ from types import SimpleNamespace
 from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
-_SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/bell.py", "ring/doorbell.py", "ring/lock.py", "ring/stream.py",
-            "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py", "tcp/course.py", "tcp/loopback.py",
-            "tcp/lend.py", "tcp/budget.py", "tcp/wait.py", "tcp/ready.py", "tcp/life.py", "tcp/offer.py", "tcp/method.py",
-            "tcp/nopython.py", "tcp/inplace.py", "tcp/entry.py")
+_SYSTEM, _MACHINE = os.uname().sysname, os.uname().machine
+_SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/bell.py", "ring/doorbell.py", "ring/lock.py",
+            "ring/stream.py", "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py", "tcp/course.py",
+            "tcp/loopback.py", "tcp/lend.py", "tcp/budget.py", "tcp/spin.py", "tcp/pace.py", "tcp/wait.py",
+            "tcp/ready.py", "tcp/life.py", "tcp/offer.py", "tcp/method.py", "tcp/nopython.py", "tcp/inplace.py",
+            "tcp/entry.py")
 _FASTCALL, _KEYWORDS = 0x80, 0x02
 _NUMBERS = {"x86_64": (202, 324), "aarch64": (98, 283), "riscv64": (98, 283)}     # futex, membarrier
 
@@ -41,7 +41,7 @@ def stem() -> str:
     digest = blake2b(digest_size=8)
     for name in _SOURCES:
         digest.update((_PACKAGE / name).read_bytes())
-    return f"kernels-{digest.hexdigest()}-{sys.implementation.cache_tag}-{platform.machine()}"
+    return f"kernels-{digest.hexdigest()}-{sys.implementation.cache_tag}-{_MACHINE}"
 
 
 def places() -> list[Path]:
@@ -74,6 +74,8 @@ def _trusted(path: Path) -> bool:
 def _make() -> Path:
     place = places()[0]
     place.mkdir(parents=True, exist_ok=True)
+    import subprocess                 # here, as in most processes nothing is to be made
+
     from filelock import FileLock
     with FileLock(place / ".lock"):
         path = find()
@@ -126,9 +128,10 @@ def _static(word: int, value: int) -> None:
 FUNCTIONS = (
     "register_barrier barrier wake ring_bell now_ns take unlock break_lock pass_bounds outstanding lane_end set_bound "
     "announce spill send_some recv_some recv_end lend wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
-    "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer reserve commit look_at give_back "
+    "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer "
+    "reserve commit look_at give_back "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
-    "take_pair release_pair point enter offer established claim withdraw unpost finish ended meet "
+    "take_pair release_pair point enter offer established claim withdraw unpost silent finish ended meet "
     "spin_accept in_use limited").split()
 
 
@@ -136,15 +139,15 @@ def load() -> Any:
     """Load the library once and return `call`; raise `Unavailable` with the reason if that can't be done."""
     global _library
     if _library is None:
-        if platform.system() != "Linux" or platform.machine() not in _NUMBERS or sys.byteorder != "little":
-            raise Unavailable(f"wanted Linux on {', '.join(_NUMBERS)}, found {platform.system()} {platform.machine()}")
+        if _SYSTEM != "Linux" or _MACHINE not in _NUMBERS or sys.byteorder != "little":
+            raise Unavailable(f"wanted Linux on {', '.join(_NUMBERS)}, found {_SYSTEM} {_MACHINE}")
         _library = _open(find() or _make())
         new = ctypes.pythonapi.PyCFunction_NewEx
         new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         for name in FUNCTIONS:
             definition = _definition(name, f"shmstack_{name}")
             setattr(call, name, new(ctypes.addressof(definition), None, None))
-        futex, membarrier = _NUMBERS[platform.machine()]
+        futex, membarrier = _NUMBERS[_MACHINE]
         _static(2, futex)
         _static(3, membarrier)
         call.register_barrier()

@@ -340,6 +340,51 @@ def peer_sleeps(name="one"):
     return _native.call.load(held[name]._endpoint.tx + DIRECTION.at.bell) == 1
 
 
+def peer_sleeps_deeply(name="one"):
+    """Return whether the other end said that it sleeps on the lifeline."""
+    return _native.call.load(held[name]._endpoint.tx + DIRECTION.at.bell) == 3
+
+
+def receive_by_descriptor(size, name="one"):
+    """Give the socket up, and read from its descriptor."""
+    fd, got = held.pop(name).detach(), b""
+    while len(got) < size and (piece := os.read(fd, size)):
+        got += piece
+    os.close(fd)
+    return got
+
+
+def receive_beside(size, name="one"):
+    """Begin to receive in another thread, which sends the same back."""
+    sock = held[name]
+    threading.Thread(target=lambda: sock.sendall(sock.recv(size, socket.MSG_WAITALL)), daemon=True).start()
+
+
+def receive_with_timeout(size, seconds, name="one"):
+    held[name].settimeout(seconds)
+    return held[name].recv(size)
+
+
+def receive_with_alarm(size, seconds, name="one"):
+    """Receive, with a signal on the way; return (what came, how often its handler ran before that)."""
+    ran = []
+    signal.signal(signal.SIGALRM, lambda *_: ran.append(1))
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
+    try:
+        return held[name].recv(size), len(ran)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def wait_in(kind, name="one"):
+    """Wait for input in a poll, a select or an epoll; return whether it is there."""
+    if kind == "select":
+        return bool(select.select([held[name]], [], [])[0])
+    waiting = select.poll() if kind == "poll" else select.epoll()
+    waiting.register(held[name], 1)
+    return bool(waiting.poll())
+
+
 def stalls(name="one"):
     """Return whether the other end waits for room."""
     return _native.call.load(held[name]._endpoint.rx + DIRECTION.at.stalled) == 1

@@ -23,7 +23,7 @@ SWITCH = {"load_acquire", "store_release", "cas", "swap", "fetch_add", "fetch_or
           "sleep", "wake", "poll_lifeline", "kernel_written", "kernel_taken", "queued"}
 # Kernels that ask the operating system; a Memory answers in their place, as it does for C functions.
 OUTSIDE = {"sleep", "wake", "barrier", "spin_budget", "failure", "now_ns", "pause", "poll_lifeline", "kernel_written",
-           "kernel_taken", "queued", "acknowledge", "keep_short", "interrupted", "nonblocking"}
+           "kernel_taken", "queued", "fence", "acknowledge", "keep_short", "interrupted", "nonblocking"}
 MASK = (1 << 64) - 1
 
 
@@ -92,11 +92,17 @@ class Memory:
     ----------
     areas : (first address, size) of everything that may be touched; None: all
     lifeline : bytes that the kernel lane takes before it says EAGAIN
+
+    Attributes
+    ----------
+    polls : whether a poll of the lifeline sleeps until something comes there; else it always finds something
     """
+
+    polls = False
 
     def __init__(self, areas=None, lifeline=1 << 30):
         self.cells, self.areas, self.lanes, self.limit = {}, areas, {}, lifeline
-        self.written, self.taken, self.now = Counter(), Counter(), 0
+        self.written, self.taken, self.now, self.running = Counter(), Counter(), 0, None
 
     def check(self, address, size=8):
         if self.areas is not None and not any(at <= address and address + size <= at + n for at, n in self.areas):
@@ -207,7 +213,8 @@ class Memory:
     def _barrier(self, *_):
         return 0
 
-    _pause = _wake = _acknowledge = _keep_short = _sched_yield = _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
+    _pause = _fence = _wake = _acknowledge = _keep_short = _sched_yield = _barrier
+    _PyEval_SaveThread = _PyEval_RestoreThread = _barrier
 
 
 class Sleeps(Exception):
@@ -255,8 +262,15 @@ class _Actor:
                 if other.word == args[0]:
                     other.word, answer = None, answer + 1
                     other.advance(memory, 0)
+        elif operation == "poll_lifeline" and memory.polls and not memory.do("queued", args[0]):
+            self.word = memory.word(args[0] + HANDLE.at.fd) ^ 1, "sends"
+            return
         else:
             answer = memory.do(operation, *args)
+            for other in actors if operation == "send" else ():
+                if other.word == (args[0], "sends"):
+                    other.word = None
+                    other.advance(memory, 1)
         self.advance(memory, answer)
 
 
@@ -279,7 +293,7 @@ def _one(scene, choices, preemptions):
         chosen = options[number]
         if running in ready and chosen != running and left is not None:
             left -= 1
-        running = chosen
+        running = memory.running = chosen
         actors[chosen].step(memory, actors)
     if any(not actor.done for actor in actors):
         return "sleeps for ever", taken

@@ -15,6 +15,7 @@ from shmstack.tcp import loopback, wait
 OVERFLOW = 1 << 32
 K = Kernels(doorbell, lock, stream, loopback, wait, SPINS=2, YIELDS=0)
 FOREVER = "sleeps for ever"
+SHORT, LONG = 1 << 20, 1 << 40          # ns: on the bell, on the lifeline
 NOBODY = (-loopback.EAGAIN, -loopback.LOOK, -loopback.LOCKED)
 
 
@@ -190,19 +191,100 @@ def test_bytes_that_move_to_the_kernel_lane_arrive_once():
 
 # ---- SYNC asleep, SYNC stalled -------------------------------------------------------------------------------
 
-def sleeper(k):
+def sleeper(k, limit=SHORT):
     """Go to sleep on an empty ring || send."""
     memory, w = plain(8)
+    memory.polls = True
     for field in (D.nb, D.passed):
         memory.set(w.directions[0] + field, 1)
     memory.write(w.buffers[0], b"ab")
-    return memory, [k.sleep_arrived(w.handles[1], 1 << 40), k.send_some(w.handles[0], w.buffers[0], 2, 0)], \
+    return memory, [k.sleep_arrived(w.handles[1], limit), k.send_some(w.handles[0], w.buffers[0], 2, 0)], \
         lambda memory, came, sent: (came, sent, memory.word(w.directions[0] + D.bell))
 
 
 def test_a_receiver_never_sleeps_through_a_message():
-    judge(explore(lambda: sleeper(K)), {
+    judge(explore(lambda: sleeper(K), 4), {
         (1, 2, 0): "woken, or never slept; the bell says RING again", FOREVER: "FORBIDDEN: slept through the message"})
+
+
+class Buffered(Memory):
+    """A processor that keeps what the sender (actor 1) publishes to itself until a fence, an atomic or a membarrier."""
+
+    tail = kept = None
+
+    def _store_release(self, address, value):
+        if address == self.tail:
+            self.kept = value
+        else:
+            super()._store_release(address, value)
+
+    def _barrier(self, *_):
+        if self.kept is not None:
+            self.set(self.tail, self.kept)
+        return 0
+
+    def _fence(self):
+        if self.running == 1:
+            self._barrier()
+
+    def _cas(self, *args):
+        self._fence()
+        return super()._cas(*args)
+
+
+def buffered(k, fenced, others=(), limit=SHORT):
+    """Go to sleep on an empty ring || publish and look at the bell, on a processor that delays stores."""
+    memory, w = plain(8, kind=Buffered)
+    direction = w.directions[0]
+    for field, value in ((D.nb, 1), (D.passed, 1), (D.fenced, fenced)):
+        memory.set(direction + field, value)
+    memory.tail = direction + D.tail
+
+    def sender():
+        yield from k.publish(direction, 2)
+        yield from k.announce(w.handles[0], direction)
+        yield "cas", w.buffers[0], 0, 0
+    return memory, [k.sleep_arrived(w.handles[1], limit), sender(), *[getattr(k, name)(direction) for name in others]], \
+        lambda memory, came, *_: (came, memory.word(direction + D.bell))
+
+
+ASLEEP = {(1, 0): "woken, or never slept", FOREVER: "FORBIDDEN: slept through the message"}
+
+
+@pytest.mark.parametrize("others", [(), ("unfence",), ("after_bell",), ("after_bell", "unfence")], ids=str)
+@pytest.mark.parametrize("fenced", [0, 1, 2, 4, 5, 6])
+def test_a_store_that_is_late_is_not_slept_through(fenced, others):
+    judge(explore(lambda: buffered(K, fenced, others), 2 if others else None), ASLEEP)
+
+
+TOO_EARLY = """
+def after_bell(direction):
+    if load_acquire(direction + _D.fenced) & 3:
+        return 0
+    cas(direction + _D.fenced, 0, 1)
+    load_acquire(direction + _D.fenced)
+    return barrier()
+"""
+
+
+@pytest.mark.parametrize(("fenced", "others", "bug"), [
+    (2, (), {"before_bell": "def before_bell(direction):\n    return 0"}),
+    (0, (), {"after_bell": "def after_bell(direction):\n    return 0"}),
+    (0, ("after_bell",), {"after_bell": TOO_EARLY})],
+    ids=["sender", "receiver", "too early"])
+def test_a_missing_fence_is_found(fenced, others, bug):
+    wrong = planted(**bug)
+    assert FOREVER in explore(lambda: buffered(wrong, fenced, others), 2)
+
+
+def test_a_receiver_never_sleeps_on_the_lifeline_through_a_message():
+    judge(explore(lambda: sleeper(K, LONG), 3), {
+        (1, 2, 0): "woken by the bytes, or never slept", FOREVER: "FORBIDDEN: slept through the message"})
+
+
+def test_a_sender_that_does_not_move_its_bytes_to_the_lifeline_is_found():
+    wrong = planted(spill="def spill(h, tx):\n    return 0")
+    assert FOREVER in explore(lambda: sleeper(wrong, LONG), 2)
 
 
 LOOK_FIRST = """

@@ -39,9 +39,9 @@ def wire(store, at, capacity, fds, bell=RING):
     return made
 
 
-def plain(capacity=8, lifeline=1 << 30, bell=RING):
+def plain(capacity=8, lifeline=1 << 30, bell=RING, kind=Memory):
     """Return (memory, wires): everything checked, nothing but these addresses may be touched."""
-    memory = Memory(lifeline=lifeline)
+    memory = kind(lifeline=lifeline)
     made = wire(memory.set, 1 << 20, capacity, (0, 1), bell)
     memory.areas = [(made.pair, PAIR_SIZE), *[(ring, capacity) for ring in made.rings],
                     *[(h, HANDLE.size) for h in made.handles], *[(b, ROOM) for b in made.buffers],

@@ -5,6 +5,7 @@
     RING     it reads the ring, or will when it next looks: nobody needs waking
     FUTEX    it sleeps on this very word
     KERNEL   it looks at the lifeline only (asleep in poll, or some foreign code has the descriptor): send there
+    DEEP     it sleeps in poll on the lifeline after a long wait, and reads the ring once it is awake: wake it there
     WAITER+w its poller number w looks after it: set the endpoint's bit; if the poller sleeps, send there
 
 So a message to a receiver that sleeps in the kernel *is* its own wake-up call: it travels in the kernel lane.
@@ -13,11 +14,23 @@ No byte of ours ever stands in the lifeline, and any poller sees the truth there
 Theory.  A sleeper says so, then looks once more, and only then sleeps; the other side publishes, then looks
 whether somebody sleeps (Dekker).  Both need a full fence between their store and their load.  The fence of the
 busy side would wait for its store to reach a line that the other core is reading, 60 to 100 ns a message;
-instead the sleeper pays for both by membarrier(2), 0.5 us next to a sleep of 30, and the sender's fast path has
-no fence at all.  Where the kernel refuses membarrier (seccomp), `BARRIER` in the static words is 0 and sleeps are
-cut to a millisecond.
+instead the sleeper pays for both by membarrier(2), and the sender's fast path has no fence at all.  Where the kernel
+refuses membarrier (seccomp), `BARRIER` in the static words is 0 and sleeps are cut to a millisecond.
 
-# SYNC asleep: (bell := FUTEX; membarrier; look) against (tail; look at bell)
+membarrier interrupts every core that runs one of us, and one process at a time: 0.5 us on an idle machine, 15 us and
+more where that means a virtual interrupt, and with more busy processes than cores each waits for the others' in turn.
+So a receiver that sleeps pays once: it has its senders make their fence (`direction.fenced`), until it has stayed awake
+for many waits.  Who changes that word counts it up, so none of several receivers takes an old state for a new one:
+
+    modulo 4 == 0   senders make none                  who goes to sleep counts up, then calls membarrier
+              == 1   those that read this make one      who goes to sleep calls membarrier, then counts up
+              == 2   all do                             who stays awake counts up by two
+
+The sleeper reads it after it wrote the bell: then whoever takes the fences away meanwhile does so after that, and a
+sender that saw them gone sees the bell.
+
+# SYNC asleep: (bell := FUTEX; fence; look at fenced; membarrier unless it is 2; look)
+#              against (tail; look at fenced; fence unless it is 0; look at bell)
 # SYNC stalled: (stalled := 1; membarrier; look at head) against (head; look at stalled)
 
 Spinning comes first, without PAUSE for as long as an answer from the other core usually takes.
@@ -26,7 +39,10 @@ from __future__ import annotations
 
 from numba import types
 
-from shmstack._jit import cas, extern, kernel, load, scratch, static_words, store
+from shmstack._jit import cas, extern, fence, kernel, load, load_acquire, scratch, static_words, store
+from shmstack.shm.layout import DIRECTION
+
+_D = DIRECTION.at
 
 BARRIER = 8 * 1                      # static word: 1 if membarrier works in this process
 
@@ -39,6 +55,7 @@ MEMBARRIER_NUMBER = 8 * 3
 _GLOBAL_EXPEDITED, _REGISTER = 2, 4
 _WAIT, _WAKE, _ALL = 0, 1, 0x7FFFFFFF
 SHORT_SLEEP_NS = 1_000_000
+BY_SENDERS = 2                       # DIRECTION.fenced modulo 4
 
 
 @kernel
@@ -53,6 +70,39 @@ def now_ns():
 def barrier():
     """Order every store before against every load after, in all processes that use a stack (SYNC asleep)."""
     return _syscall(load(static_words() + MEMBARRIER_NUMBER), _GLOBAL_EXPEDITED, 0, 0, 0, 0, 0)
+
+
+@kernel
+def after_bell(direction):
+    """Order a store to the bell before the receiver's looks at what senders publish (SYNC asleep)."""
+    fence()
+    before = load_acquire(direction + _D.fenced)
+    if before & 3 == BY_SENDERS:
+        return 0
+    if before & 3 == 0:
+        cas(direction + _D.fenced, before, before + 1)
+        before = load_acquire(direction + _D.fenced)
+    done = barrier()
+    if done == 0 and before & 3 == 1:
+        cas(direction + _D.fenced, before, before + 1)
+    return done
+
+
+@kernel
+def before_bell(direction):
+    """Order what a sender published before its look at the bell, if the receiver relies on that (SYNC asleep)."""
+    if load_acquire(direction + _D.fenced) & 3:
+        fence()
+    return 0
+
+
+@kernel
+def unfence(direction):
+    """Take the fences off the senders' way: this receiver sleeps seldom."""
+    now = load_acquire(direction + _D.fenced)
+    if now & 3 == BY_SENDERS:
+        cas(direction + _D.fenced, now, now + 2)
+    return 0
 
 
 @kernel

@@ -161,6 +161,7 @@ DIRECTION = Struct("Direction", {
     "_bell":      None,
     "bell":       ("where the receiver looks next, see ring.doorbell", REBUILD),
     "passed":     ("bounds that the receiver has gone through", COPY),
+    "fenced":     ("whether senders make a fence before they look at the bell, see ring.doorbell", ZERO),
     "_sender":    None,
     "nb":         ("bounds that the sender has set; odd: it now writes to the ring", COPY),
     "fin":        ("1: nothing comes after tail, 2: nobody wants more", COPY),

@@ -65,7 +65,7 @@ class Attachment:
     offer: str | None = None                                # the record of our offer
     board: Stack | None = None                              # or where it stands
     owner: Callable[[], Any] = staticmethod(_nobody)        # the socket object, or None
-    shut = free_after = False
+    shut = free_after = ask_after = False
 
     def __init__(self, stack: Stack, index: int, side: int, fd: int,  # noqa: PLR0913 - made in three places
                  timeout: float | None, spin: Spin, handle: int = 0) -> None:

@@ -26,7 +26,7 @@ from shmstack.tcp.handle import HANDLE
 
 _USERS = HANDLE.at.users
 Answer = TypeVar("Answer")
-SLICE = 1.0                           # longest sleep, should a peer's wake-up ever fail
+SLICE, MOST_SLICE = 1.0, 16.0         # the first and the longest sleep, should a peer's wake-up ever fail
 SHORT_SLICE = 0.001                   # where there is no membarrier
 _TURN_NS = 1_000_000                  # longest spin without a look at signals
 
@@ -69,8 +69,8 @@ class Crowd:
         """Have all input come in the kernel lane; return how long a sleep may last."""
         native = _native.call
         if not native.expect_kernel(self.address, self.count):
-            return SLICE
-        return SLICE if native.barrier() >= 0 else SHORT_SLICE
+            return MOST_SLICE
+        return MOST_SLICE if native.barrier() >= 0 else SHORT_SLICE
 
     # ---- a whole call
 
@@ -101,12 +101,13 @@ class Crowd:
             started = time.monotonic_ns()
             answer, ready = self._spin(spin, limit, ask, ask_ns, end)
             spin.came(bool(ready), time.monotonic_ns() - started if limit > spin.usual else 0)
-        started = time.monotonic_ns()
+        started, slept = time.monotonic_ns(), SLICE
         while not answer and not ready:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
-            answer, ready = self._sleep(ask, left)
+            answer, ready = self._sleep(ask, slept if left is None else min(left, slept))
+            slept = min(2 * slept, MOST_SLICE)
             if answer or ready:
                 spin.slept(limit + time.monotonic_ns() - started)
         return answer, ready
@@ -134,13 +135,13 @@ class Crowd:
             if answer:
                 return answer, self.ready()
 
-    def _sleep(self, ask: Callable[[float | None], Answer], left: float | None) -> tuple[Answer, list[Endpoint]]:
+    def _sleep(self, ask: Callable[[float | None], Answer], left: float) -> tuple[Answer, list[Endpoint]]:
         for end in self.ends:
             end.sleepers += 1
         try:
             most = self.lead_to_kernel()
             ready = self.ready()
-            answer = ask(0 if ready else most if left is None else min(left, most))
+            answer = ask(0 if ready else min(left, most))
         finally:
             for end in self.ends:
                 end.sleepers -= 1

@@ -15,7 +15,7 @@ from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.shm.layout import DIRECTION, PAIR, TCB
 from shmstack.shm.segment import Segment
-from shmstack.stack import plans
+from shmstack.stack import plans, reaping
 from shmstack.stack.attachment import endpoints
 from shmstack.stack.transfer import Transfer
 from shmstack.tcp.handle import HANDLE
@@ -23,7 +23,7 @@ from shmstack.tcp.state import Event, State
 
 SYN_SENT = State.SYN_SENT
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
-_HAND_BACK_SECONDS = 0.5
+_HAND_BACK_SECONDS = 1.0            # a peer sleeps no longer than 0.8 beside threads that may have sent
 _RCVBUF = 1 << 17                                           # what Linux starts with (tcp_rmem)
 
 _GRACE_NS = 100_000_000
@@ -82,7 +82,7 @@ class Endpoint(Transfer):
         if self.offer is None:
             done = native.finish(self.handle)
             if done >= 0:
-                self.free_after = done == 1
+                self.free_after, self.ask_after = done == 1, done == 2
                 endpoints.discard(self)
                 return
         self.serve()
@@ -102,6 +102,7 @@ class Endpoint(Transfer):
                 native.store(self.rx + _D.bell, KERNEL)       # what still comes is the kernel's to answer
                 native.ring_bell(self.rx + _D.stalled, 1, 0)
                 self._done()
+        self.ask_after = not self.free_after and bool(native.silent(self.handle, last))
         endpoints.discard(self)
 
     def closed(self) -> None:
@@ -120,6 +121,9 @@ class Endpoint(Transfer):
         if self.free_after:
             self.free_after = False
             self.stack.release_pair(self.index)
+        elif self.ask_after:
+            self.ask_after = False
+            reaping.reap_pair(self.stack, self.index, self.generation)
         plans.drop_if_alone(self.stack)
         self.open = False
 
@@ -194,6 +198,7 @@ class Endpoint(Transfer):
         self.pid = os.getpid()
         _native.call.store(self.handle + _H.me, self.stack.holder)
         _native.call.store(self.handle + _H.users, 0)
+        _native.call.store(self.handle + _H.deep, 0)
 
     def __del__(self) -> None:
         if getattr(self, "handle", 0) and os is not None:     # it is at the very end of the interpreter

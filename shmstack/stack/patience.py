@@ -20,6 +20,8 @@ from shmstack.tcp.handle import HANDLE
 
 RECEIVE, SEND = 0, 1
 SLICE_NS = 100_000_000                                      # longest time without a look at the lifeline
+DEEP_NS = 10_000_000_000                                    # longest sleep on the lifeline, which tells of all that may come
+DEEP_AMONG_NS = 800_000_000                                 # where another thread may send, close or move meanwhile
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 _TIMEOUT = HANDLE.at.timeout_ns
 
@@ -84,16 +86,16 @@ class Patience:
         if self._timeout <= 0:
             self._stop = time.monotonic_ns() + limit if limit else 0
 
-    def left(self) -> int:
-        """Return how many ns to wait now, at most a slice; raise if the call must not wait (longer)."""
+    def left(self, most: int = SLICE_NS) -> int:
+        """Return how many ns to wait now, at most `most`; raise if the call must not wait (longer)."""
         if not self.may_wait():
             raise error(errno.EAGAIN)
         if not self._stop:
-            return SLICE_NS
+            return most
         left = self._stop - time.monotonic_ns()
         if left <= 0:
             raise TimeoutError("timed out") if self._timeout > 0 else error(errno.EAGAIN)
-        return min(left, SLICE_NS)
+        return min(left, most)
 
 
 class lifeline_of:

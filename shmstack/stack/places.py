@@ -11,7 +11,7 @@ import weakref
 from shmstack import _native
 from shmstack.shm.layout import DIRECTION, PAIR
 from shmstack.stack.endpoint import Endpoint
-from shmstack.tcp.codes import EAGAIN, FULL, LOCKED, NO_MEMORY
+from shmstack.tcp.codes import EAGAIN, FULL, LOCKED
 from shmstack.tcp.handle import HANDLE
 
 _H, _D, _P = HANDLE.at, DIRECTION.at, PAIR.at
@@ -97,8 +97,6 @@ def room(views: Views, end: Endpoint, size: int) -> Place | None:
             return Place(ring.view[start:start + found], end, tail, ring)
         if found == -LOCKED:
             _unlock(end)
-        elif found == -NO_MEMORY:
-            end.back_tail()
         elif found < 0 and found not in (-EAGAIN, -FULL):
             break
         capacity = end.stack.capacity

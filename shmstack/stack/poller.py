@@ -26,7 +26,7 @@ from typing import Any
 
 from shmstack import _native
 from shmstack.shm.layout import DIRECTION
-from shmstack.stack.crowd import SLICE, Crowd
+from shmstack.stack.crowd import MOST_SLICE, SLICE, Crowd
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.members import IN, Members
 from shmstack.stack.spin import Spin
@@ -74,10 +74,11 @@ class Poller(Members):
             events = self._spin_for(limit, end, most)
             if events:
                 return events
-        started = time.monotonic_ns()
+        started, piece = time.monotonic_ns(), SLICE
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())
-            events = self._sleep(left, most)
+            events = self._sleep(left, piece, most)
+            piece = min(2 * piece, MOST_SLICE)
             if events:
                 self._spin.slept(limit + time.monotonic_ns() - started)
             if events or left == 0:
@@ -220,7 +221,7 @@ class Poller(Members):
         found = _native.call.poll_marks(waiters.address, self._fd, limit, self._ask_ns, self._spin.adapts, most)
         return (self._look(most), False) if found == -1 else (found, True)
 
-    def _sleep(self, left: float | None, most: int) -> Events:
+    def _sleep(self, left: float | None, piece: float, most: int) -> Events:
         with self._turn:
             self._sleepers += 1
             thorough = not self._dozes
@@ -228,8 +229,9 @@ class Poller(Members):
                 self._doze(True)
         try:
             if self._members:
-                slept = Crowd(self._blocking_now()).lead_to_kernel() if self._blocking else SLICE
-                left = slept if left is None else min(left, slept)
+                if self._blocking:
+                    piece = min(piece, Crowd(self._blocking_now()).lead_to_kernel())
+                left = piece if left is None else min(left, piece)
             return self._look(most, left, thorough)
         finally:
             with self._turn:

@@ -15,7 +15,7 @@ from typing import Any
 
 from shmstack import _native, errors
 from shmstack.shm.layout import OFFER, OFFERS
-from shmstack.stack import directory, listening, names, plans, policy, threads
+from shmstack.stack import directory, listening, names, plans, policy, reaping, threads
 from shmstack.stack.attachment import Spin
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.policy import Home
@@ -129,7 +129,10 @@ def _open(sock: Any, mine: Stack, theirs: Stack, home: Home, board: bool) -> End
         stack = Stack.unnamed(mine.netns, chosen, pairs=NEW_PAIRS)
     timeout, how, native = sock.gettimeout(), spin("tcp_recv"), _native.call
     fd, wait_ns = sock._descriptor(), -1 if timeout is None else int(timeout * 1e9)
-    handle = native.offer(stack.facts, theirs.facts if board else 0, fd, wait_ns, how.ns, how.adapts)
+    for _ in range(2):
+        handle = native.offer(stack.facts, theirs.facts if board else 0, fd, wait_ns, how.ns, how.adapts)
+        if handle != -errno.ENFILE or not reaping.reap(stack):
+            break
     if handle in (-errno.EISCONN, -errno.EXDEV):
         return None                                           # for the kernel to report; of another network namespace
     if handle < 0:

@@ -21,7 +21,7 @@ from shmstack.shm.layout import (
     COUNTERS, DIRECTION, HEADER, HOLDER_SLOTS, HOLDER_USES, OFFERS, PAGE, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB,
     PROCESS, PROCESSES, PROCESSES_MAX, TCB, WAITERS, geometry, waiter_size)
 from shmstack.shm.segment import Segment
-from shmstack.stack import said
+from shmstack.stack import reaping, said
 from shmstack.tcp.handle import FACTS
 
 FREE, OFFERED, ESTABLISHED, MOVED, WITHDRAWN = range(5)       # PAIR.state
@@ -55,6 +55,8 @@ class Stack:
         Nobody but this user and root may open it.
     """
 
+    reaped = float("-inf")                                     # when this process last did, see `reaping`
+
     def __init__(self, shared: Segment) -> None:
         native, base = _native.load(), shared.base
         self.segment, self.name = shared, shared.name
@@ -75,6 +77,8 @@ class Stack:
         self.private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
         self._enter()
         _attached[self.name] = self
+        if self._after_dead:
+            reaping.reap(self)
 
     # ---- making and joining
 
@@ -134,6 +138,7 @@ class Stack:
         native = _native.call
         at = self.segment.base + PROCESSES + self.segment.slot * PROCESS.size
         native.write(at + _S.name, said.command().ljust(16, b"\0"))
+        self._after_dead = native.load(at + _S.pid) != 0       # whoever had the slot ended without leaving
         native.store(at + _S.uid, os.geteuid())
         native.store(at + _S.start_ns, time.time_ns())
         self._uses = native.fetch_add(at + _S.uses, 1) + 1
@@ -218,6 +223,8 @@ class Stack:
     def take_pair(self) -> int:
         """Return the number of a pair for a new connection, its fields cleared; raise StackFull."""
         index: int = _native.call.take_pair(self.facts)
+        if index == -errno.ENFILE and reaping.reap(self):
+            index = _native.call.take_pair(self.facts)
         if index < 0:
             raise self.full(-index)
         return index

@@ -4,13 +4,14 @@ The fast path (`tcp.method`) answers from the ring or waits a moment; all else c
 kernel lane, the end of the stream, a full ring, a lock whose holder died, a peer that was killed.
 
 A blocking call here is a loop of bounded waits.  Between two of them the interpreter runs signal handlers, and the
-lifeline is asked whether the peer still exists.
+lifeline is asked whether the peer still exists.  A receive that waited in vain for a while sleeps on the lifeline itself.
 """
 from __future__ import annotations
 
 import errno
 import signal
 import socket
+import sys
 from threading import get_ident
 from typing import Any, Callable
 
@@ -18,7 +19,7 @@ from shmstack import _native
 from shmstack.ring.bell import KERNEL
 from shmstack.shm.layout import DIRECTION
 from shmstack.stack.attachment import Attachment
-from shmstack.stack.patience import RECEIVE, SEND, Patience, error, lifeline_of
+from shmstack.stack.patience import DEEP_AMONG_NS, DEEP_NS, RECEIVE, SEND, SLICE_NS, Patience, error, lifeline_of
 from shmstack.tcp import lifeline
 from shmstack.tcp.codes import FULL, LOCKED, LOOK, NO_MEMORY, OVERFLOW
 from shmstack.tcp.handle import HANDLE
@@ -79,7 +80,7 @@ class Transfer(Attachment):
                 self.break_lock(self.tx + _D.rx_lock)
                 tries = self._locked_out(wait, tries)
             elif got == -NO_MEMORY:
-                self.back_tail()
+                self._extend()
             elif got not in (-FULL, -_EAGAIN, -errno.EINTR):
                 raise self.sending_error(-got, flags)         # also after a part: the kernel says it only once
             elif got == -FULL and not wait.may_wait():
@@ -112,8 +113,7 @@ class Transfer(Attachment):
             raise InterruptedError
         return full and not came
 
-    def back_tail(self) -> None:
-        """Put memory behind the ring where it is written to next, or have the stream go by the lifeline."""
+    def _extend(self) -> None:
         native = _native.call
         capacity = self.stack.capacity
         index = native.load(self.tx + _D.tail) & (capacity - 1)
@@ -178,7 +178,7 @@ class Transfer(Attachment):
         native, handle, wait = _native.call, self.handle, Patience(self, flags, RECEIVE)
         whole = flags & MSG_WAITALL and wait.blocks and not flags & MSG_PEEK
         flags &= ~MSG_WAITALL
-        got, ask, tries = 0, 0, 0
+        got, ask, tries, most = 0, 0, 0, SLICE_NS
         while True:
             new: int = native.recv_buffer(handle, buffer, got, size - got, flags, ask)
             if new > 0:
@@ -199,14 +199,26 @@ class Transfer(Attachment):
             try:
                 if new not in (-LOOK, -_EAGAIN, -errno.EINTR):
                     raise error(-new)
-                left = wait.left()
+                left = wait.left(most)
                 self.serve()
                 ask = self._wait_to_receive(ask, left)
+                most = self._may_sleep() if ask else SLICE_NS
             except OSError as over:
                 if got:
                     return got
                 if not isinstance(over, InterruptedError):
                     raise
+
+    def _may_sleep(self) -> int:
+        """Return how many ns the next wait may sleep, after one in vain.
+
+        Nobody can wake who sleeps on the lifeline for a favour: so not while the peer may need bytes moved there.  Nor
+        where another process may wait for the same input, and have it come by the ring.
+        """
+        native = _native.call
+        if self.held_by_others() or native.load(self.tx + _D.head) != native.load(self.tx + _D.tail):
+            return SLICE_NS
+        return DEEP_NS if len(sys._current_frames()) == 1 else DEEP_AMONG_NS
 
     def _wait_to_receive(self, ask: int, limit_ns: int) -> int:
         """Wait for input; return whether to ask the kernel for it next.  Raises InterruptedError at a signal."""
@@ -217,7 +229,7 @@ class Transfer(Attachment):
             came = native.wait_lifeline(handle, _POLLIN, limit_ns)
         else:
             came = native.wait_arrived(handle, limit_ns)
-            ask = 0 if came > 0 else 1
+            ask = 0 if came > 0 and limit_ns <= SLICE_NS else 1          # the lifeline may have told of the end
         if came == -errno.EINTR:
             raise InterruptedError
         return ask

@@ -6,8 +6,8 @@ receiver turns to the kernel is moved there after it.
 """
 from __future__ import annotations
 
-from shmstack._jit import kernel, load, load_acquire, store_release
-from shmstack.ring.bell import KERNEL, WAITER
+from shmstack._jit import kernel, load, load_acquire, store, store_release
+from shmstack.ring.bell import DEEP, KERNEL, WAITER
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import outstanding, pass_bounds, room, set_bound, start_ring
 from shmstack.shm.layout import DIRECTION, WAITER as WAITER_STRUCT
@@ -18,6 +18,7 @@ from shmstack.tcp.lane import begin_run, end_run, kernel_written, send_now
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 KERNEL_LANE, RING_LANE, WAKE = 0, 1, 2
 WAKE_WHOLE, WAKE_BYTES = 1 << 14, 256    # up to so many bytes wake a poller whole; else so many of them do
+WAKE_MORE, WAKE_MOST = 8, 1 << 17        # how the latter grows, should they be read before any others are sent
 ASLEEP = 1                               # what a waiter says; 2: asleep, and every message must be an event of its own
 
 
@@ -66,11 +67,33 @@ def looks_in_kernel(h, tx):
         return 1
     bell = load_acquire(tx + _D.bell)
     if bell < WAITER:
-        return 1 if bell == KERNEL else 0
+        return 1 if bell in (KERNEL, DEEP) else 0
     asleep = load_acquire(waiter_of(h, bell) + _W.asleep)
     if asleep == 0:
         return 0
     return 2 if asleep == ASLEEP else 1
+
+
+@kernel
+def wake_part(h, size):
+    """Return how many of `size` bytes wake a poller.
+
+    A poller on our own core runs as soon as it is woken, takes these few and is asleep again before we go on.  So they
+    are more each time, until the ring is used again.
+    """
+    if size <= WAKE_WHOLE:
+        return size
+    part = max(WAKE_BYTES, load(h + _H.wake))
+    store(h + _H.wake, min(part * WAKE_MORE, WAKE_MOST))
+    return min(part, size)
+
+
+@kernel
+def to_ring(h, tx):
+    """Set the bound behind which the ring is used."""
+    end_run(h, tx)
+    store(h + _H.wake, 0)
+    return 0
 
 
 @kernel
@@ -96,12 +119,12 @@ def choose_lane(h, tx, size):
         return WAKE
     if outstanding(tx) <= 1:
         if outstanding(tx) == 0:
-            end_run(h, tx)
+            to_ring(h, tx)
             start_ring(tx)
             return RING_LANE
         capacity = load(h + _H.capacity)
         free = room(tx, tail, capacity)
         if free >= size or free >= capacity // 2:
-            end_run(h, tx)
+            to_ring(h, tx)
             return RING_LANE
     return KERNEL_LANE

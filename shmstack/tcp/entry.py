@@ -14,7 +14,8 @@ from shmstack._jit import (
     swap, cycles)
 from shmstack.ring import doorbell, lock, stream
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import course, inplace, lane, lend, life, loopback, offer, ready, wait
+from shmstack.tcp import course, inplace, lane, lend, life, loopback, offer, ready, spin, wait
+from shmstack.tcp.codes import OVERFLOW
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
@@ -61,11 +62,11 @@ for _kernel in (
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
         loopback.announce, course.spill, lane.set_lowat, loopback.send_some, loopback.recv_some, loopback.recv_end,
         inplace.reserve, inplace.commit, inplace.look_at, inplace.give_back,
-        lend.lend, wait.wait_arrived, wait.wait_room, wait.wait_lifeline, wait.arrived, wait.in_ring,
+        lend.lend, wait.wait_arrived, wait.wait_room, wait.wait_lifeline, spin.arrived, spin.in_ring,
         ready.ring_ready, ready.set_asleep, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look,
-        life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.finish, life.ended,
-        life.in_use, offer.limited, offer.spin_accept, offer.offer, offer.established, offer.claim):
+        life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.silent, life.finish,
+        life.ended, life.in_use, offer.limited, offer.spin_accept, offer.offer, offer.established, offer.claim):
     integers(_kernel)
 
 
@@ -158,7 +159,10 @@ def send_buffer(self, args, n):
     size = load(view + 16) - offset
     sent = 0
     if size > 0:
-        sent = loopback.send_pieces(handle, load(view) + offset, size, flags)
+        if flags & OVERFLOW:
+            sent = wait.send_all(handle, load(view) + offset, size, flags)
+        else:
+            sent = loopback.send_pieces(handle, load(view) + offset, size, flags)
     _release_buffer(view)
     return _from_int(sent)
 

@@ -41,7 +41,13 @@ HANDLE = Struct("Handle", {
     "adapts":     "1: a spin yields the core, and grows and shrinks with its success",
     "spin_now":   "ns: how long a wait of an adaptive handle spins at present",
     "held_spin":  "spins before the GIL is given up",
+    "awake":      "waits that ended without a sleep, since the last sleep",
+    "held_vain":  "how often in a row those were in vain",
+    "deep":       "threads asleep on the lifeline: as long as there are any, input must come there",
+    "wake":       "bytes of the next message part that wakes a poller, see tcp.course",
     "lowat":      "1: the lifeline was told to be writable only when it has little to send",
+    "streak":     "receives since the last send",
+    "emptied":    "ns: when the last of a streak of receives emptied the ring, 0 if it didn't",
     "offer":      "address of our entry on the listener's board, 0 if there is none",
 })
 

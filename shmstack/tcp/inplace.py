@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from shmstack._jit import kernel, load, load_acquire
 from shmstack.ring.lock import take, unlock
-from shmstack.ring.stream import cached_room, consume, pass_bounds, publish, readable
+from shmstack.ring.stream import cached_room, consume, pass_bounds, publish, readable, window
 from shmstack.shm.layout import DIRECTION
 from shmstack.tcp.codes import EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, NO_MEMORY
 from shmstack.tcp.handle import HANDLE
-from shmstack.tcp.loopback import announce, choose_lane, relieve
+from shmstack.tcp.course import RING_LANE, choose_lane
+from shmstack.tcp.loopback import announce, extend, relieve
 
 _D, _H = DIRECTION.at, HANDLE.at
 
@@ -33,19 +34,18 @@ def reserve_room(h, tx, tail, least, size):
     """Do the work of `reserve`, under the lock."""
     if load(tx + _D.tail) != tail:
         return -EAGAIN
-    if choose_lane(h, tx, least) == 0:
+    if choose_lane(h, tx, least) != RING_LANE:
         return -LOOK
     capacity = load(h + _H.capacity)
     index = tail & (capacity - 1)
     size = min(size, capacity - index)
-    free = cached_room(tx, tail, capacity, size)
+    free = cached_room(tx, tail, window(tx, capacity), size)
     if free < 0:
         return -ECONNRESET
     if free < min(least, size):
         return -FULL
     size = min(size, free)
-    backed = load(tx + _D.backed)
-    if backed < capacity and index + size > backed:
+    if load(tx + _D.backed) < capacity and not extend(h, tx, index + size):
         return -NO_MEMORY
     return size
 

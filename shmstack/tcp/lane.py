@@ -66,6 +66,18 @@ def queued(h):
 
 
 @kernel
+def closed_by_peer(h):
+    """Return 1 if the kernel has a FIN or a reset from the other end of the lifeline."""
+    info, size = scratch(), scratch()
+    store(info, 0)
+    store(size, 8)
+    if _getsockopt(load(h + _H.fd), 6, TCP_INFO, info, size) < 0:
+        return 0
+    state = load(info) & 0xFF
+    return 1 if state in (TCP_TIME_WAIT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING) else 0
+
+
+@kernel
 def kernel_written(h):
     """Return how many bytes were ever written to the lifeline at this end, by anybody; -1: unknown."""
     acknowledged, queued, _ = counted(h, BYTES_ACKED, SIOCOUTQ)

@@ -19,9 +19,9 @@ from shmstack.ring.doorbell import ring_bell, wake
 from shmstack.ring.lock import take, unlock
 from shmstack.shm.layout import DIRECTION, HEADER, OFFER, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, TCB
 from shmstack.tcp.handle import FACTS, HANDLE
-from shmstack.tcp.lane import failure
+from shmstack.tcp.lane import closed_by_peer, failure
+from shmstack.tcp.spin import in_ring
 from shmstack.tcp.state import Event, after
-from shmstack.tcp.wait import in_ring
 
 _D, _F, _H, _HD, _O, _P, _T = DIRECTION.at, FACTS.at, HANDLE.at, HEADER.at, OFFER.at, PAIR.at, TCB.at
 _WAY, _TCB, _HANDLE = DIRECTION.size, TCB.size, HANDLE.size
@@ -181,12 +181,30 @@ def withdraw(h):
 
 
 @kernel
+def silent(h, last):
+    """Return 1 if somebody closed an end, or may have, without saying so: then the kernel is asked, see `stack.reaping`.
+
+    Parameters
+    ----------
+    last : whether this end has no other holder, as far as is known
+    """
+    pair, theirs = load(h + _H.pair), 2 - load(h + _H.side)               # the other side's bit
+    if load_acquire(pair + _P.closed) & theirs:
+        return 0 if last else 1
+    return 1 if load_acquire(load(h + _H.rx) + _D.fin) & 1 == 0 and closed_by_peer(h) else 0
+
+
+@kernel
 def finish(h):
     """Give up an end with nothing left to read on either side; return 1 if the pair is free then, 0 if not.
 
+    2: the other end was closed, by somebody who didn't say so.
     -1: nothing was done, it must be done step by step (a lock is taken, the pair was moved, bytes are unread).
     """
     pair, tx, rx, side = load(h + _H.pair), load(h + _H.tx), load(h + _H.rx), load(h + _H.side)
+    if load_acquire(pair + _P.generation) != load(h + _H.generation):
+        swap(h + _H.dead, 1)
+        return 0                                              # it was reaped, and is another connection's
     if not take(tx + _D.tx_lock, load(h + _H.me)):
         return -1
     busy = load(tx + _D.nb) & 1 != 0 and load_acquire(tx + _D.head) != load(tx + _D.tail)
@@ -206,6 +224,8 @@ def finish(h):
         alone = load_acquire(pair + _P.offer) != 0            # asked before we are done: then the other may free the pair
         before = fetch_or(pair + _P.closed, 1 << side)
         free = 1 if before & 1 << side == 0 and (before | 1 << side == 3 or alone) else 0
+    if free == 0 and silent(h, last):
+        free = 2
     unlock(tx + _D.tx_lock)
     return free
 

@@ -8,6 +8,8 @@ Rejected: /proc/net/tcp (reads every socket of the machine); pids (namespaces, r
 """
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 import threading
@@ -99,7 +101,7 @@ def forget() -> None:
         made.close()
 
 
-def holder(family: int, source: tuple[str, int], to: tuple[str, int], namespace: int) -> Holder | None:
+def holder(family: int, source: tuple[str, int], to: tuple[str, int], namespace: int, sure: bool = False) -> Holder | None:
     """Return the socket bound to `source` and connected to `to` (("", 0): listening), or None if there is none.
 
     Parameters
@@ -107,9 +109,12 @@ def holder(family: int, source: tuple[str, int], to: tuple[str, int], namespace:
     family : the family of the socket that is looked for; a v6 socket may carry IPv4-mapped addresses
     source, to : (numeric host, port)
     namespace : as `netns` returns it
+    sure : raise OSError if the kernel can't be asked or doesn't say
     """
     link = _diag(namespace)
     if link is None:
+        if sure:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         return None
 
     def wire(host: str) -> bytes:
@@ -123,18 +128,21 @@ def holder(family: int, source: tuple[str, int], to: tuple[str, int], namespace:
     link.send(struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + request)
     answer = link.recv(4096)
     if struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
+        error = -struct.unpack_from("=i", answer, 16)[0]
+        if sure and error != errno.ENOENT:
+            raise OSError(error, os.strerror(error))
         return None
     low, high = struct.unpack_from("=II", answer, 60)
     _, _, _, uid, inode = struct.unpack_from("=IIIII", answer, 68)
     return Holder(answer[17], low | high << 32, uid, inode)
 
 
-def peer(family: int, local: tuple[str, int], remote: tuple[str, int], namespace: int) -> Holder | None:
+def peer(family: int, local: tuple[str, int], remote: tuple[str, int], namespace: int, sure: bool = False) -> Holder | None:
     """Return the socket at the other end of a loopback connection, in either family it may have."""
     families = (family, socket.AF_INET6 if family == socket.AF_INET else socket.AF_INET)
     mapped = packed(local[0])[0] == socket.AF_INET
     for kind in families if mapped else families[:1]:
-        found = holder(kind, remote, local, namespace)
+        found = holder(kind, remote, local, namespace, sure)
         if found is not None:
             return found
     return None

@@ -26,14 +26,14 @@ from numba import types
 
 from shmstack._jit import extern, fetch_or, kernel, load, load_acquire, store_release
 from shmstack.ring.bell import FUTEX, RING, WAITER
-from shmstack.ring.doorbell import barrier, ring_bell
+from shmstack.ring.doorbell import barrier, before_bell, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
 from shmstack.shm.layout import DIRECTION, PAGE, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
     EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW, PIECE)
-from shmstack.tcp.course import RING_LANE, WAKE, WAKE_BYTES, WAKE_WHOLE, choose_lane, spill, waiter_of
+from shmstack.tcp.course import RING_LANE, WAKE, choose_lane, spill, waiter_of, wake_part
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
     begin_run, failure, keep_short, recv_kernel, recv_now, send_kernel)
@@ -87,6 +87,7 @@ def overflow(h, tx, source, size, flags):
 @kernel
 def announce(h, tx):
     """Wake the receiver, if it said that it sleeps, after bytes were published (SYNC asleep)."""
+    before_bell(tx)
     bell = load_acquire(tx + _D.bell)
     if bell == RING:
         return 0
@@ -139,7 +140,7 @@ def send_some(h, source, size, flags):
         if sent == -FULL and flags & OVERFLOW:
             sent = overflow(h, tx, source, size, flags)
     else:
-        part = WAKE_BYTES if lane == WAKE and size > WAKE_WHOLE else size
+        part = wake_part(h, size) if lane == WAKE else size
         sent = send_kernel(h, tx, source, part, flags)
     unlock(tx + _D.tx_lock)
     if sent > 0:

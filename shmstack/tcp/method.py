@@ -15,7 +15,7 @@ from numba import types
 
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import budget, lane, loopback, wait
+from shmstack.tcp import budget, lane, loopback, pace, spin, wait
 from shmstack.tcp.codes import LOOK, PIECE
 from shmstack.tcp.handle import HANDLE
 
@@ -83,16 +83,17 @@ def quick_wait(h):
 @kernel
 def quick_recv(h, to, size):
     """Receive from the ring, after a short wait if it is empty; return the count or <= 0: take the slow way."""
+    pace.rest(h)
     got = loopback.recv_some(h, to, size, 0)
-    if got != -LOOK or quick_wait(h) == 0:
-        return got
-    return loopback.recv_some(h, to, size, 0)
+    if got == -LOOK and quick_wait(h) != 0:
+        got = loopback.recv_some(h, to, size, 0)
+    return pace.took(h, size, got) if got > 0 else got
 
 
 @kernel
 def may_be_quick(h):
     """Return 1 if the next receive can be answered from the ring, with the bytes or a wait of known kind."""
-    return 1 if wait.in_ring(h) and load(h + _H.failed) == 0 else 0
+    return 1 if spin.in_ring(h) and load(h + _H.failed) == 0 else 0
 
 
 @kernel
@@ -114,7 +115,7 @@ def peer_takes(h):
 def waiting(h):
     """Return how many bytes there are to receive in the lane that comes next, 0 if none came in a moment."""
     rx = load(h + _H.rx)
-    if not wait.in_ring(h):
+    if not spin.in_ring(h):
         return lane.queued(h)
     if load_acquire(rx + _D.tail) == load(rx + _D.head) and quick_wait(h) == 0:
         return 0
@@ -133,16 +134,18 @@ def recv(self, args, n):
         _clear()
         return fall_back(0, self, args, n, 0)
     # The result is made as large as what is there; another thread may take it first, then it is cut to size.
+    pace.rest(h)
     there = waiting(h)
     if there <= 0:
         return fall_back(0, self, args, n, 0)
-    size = max(1, min(size, min(there, load(h + _H.capacity))))
+    wanted, size = size, max(1, min(size, min(there, load(h + _H.capacity))))
     result = scratch()
     store(result, _bytes(0, size))
     if load(result) == 0:
         return 0
     got = loopback.recv_some(h, _bytes_at(load(result)), size, 0)
     if got == size:
+        pace.took(h, wanted, got)
         return load(result)
     _resize(result, max(got, 0))
     if got > 0:
@@ -194,8 +197,9 @@ def quick_send(h, buffer):
         if size <= PIECE:
             sent = loopback.send_pieces(h, load(view), size, 0)
         else:
-            sent = wait.send_all(h, load(view), size)
+            sent = wait.send_all(h, load(view), size, 0)
     _release_buffer(view)
+    pace.answered(h)
     return size << 32 | sent if sent > 0 else -1
 
 

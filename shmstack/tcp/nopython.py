@@ -26,7 +26,7 @@ from numba import types
 
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import budget, loopback, wait
+from shmstack.tcp import budget, loopback, spin, wait
 from shmstack.tcp.codes import EAGAIN, EINTR, PIECE
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.method import may_be_quick, peer_takes
@@ -120,15 +120,16 @@ def attend(what, number, address, size):
 def came(h):
     """Look for input, as long as this socket's waits spin but never for long; return 1 if there is something."""
     timeout = load(h + _H.timeout_ns)
-    if wait.spin_arrived(h, 1 + load(h + _H.held_spin) if timeout != 0 else 1):
-        return 1
     if timeout == 0:
-        return 0
+        return spin.spin_arrived(h, 1)
+    if spin.spin_held(h):
+        return 1
     limit = min(budget.spin_budget(h, budget.RECV), HELD_NS)
     if timeout > 0:
         limit = min(limit, timeout)
-    if limit > 0 and wait.spin_arrived_ns(h, limit):
+    if limit > 0 and spin.spin_arrived_ns(h, limit):
         budget.learn(h, 1)
+        spin.stays_awake(h)
         return 1
     return 0
 
@@ -175,7 +176,7 @@ def send(number, source, size):
         if size <= PIECE:
             sent = loopback.send_pieces(h, source, size, 0)
         else:
-            sent = wait.send_spinning(h, source, size)
+            sent = wait.send_spinning(h, source, size, 0)
         if sent == size or (sent > 0 and load(h + _H.timeout_ns) >= 0):
             return sent
         sent = max(sent, 0)

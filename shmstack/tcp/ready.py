@@ -30,16 +30,16 @@ from __future__ import annotations
 
 from numba import types
 
-from shmstack._jit import cas, extern, fetch_or, kernel, load, load_acquire, pause, scratch, store, \
-    store_release, swap
-from shmstack.ring.bell import FUTEX, KERNEL
+from shmstack._jit import cas, extern, fetch_or, kernel, load, load_acquire, pause, scratch, store, store_release, swap
+from shmstack.ring.bell import DEEP, FUTEX, KERNEL
 from shmstack.ring.doorbell import now_ns
 from shmstack.ring.stream import lane_end
 from shmstack.shm.layout import DIRECTION, MOVED_LOCK, WAITER
+from shmstack.tcp.budget import give_way, quiet
 from shmstack.tcp.codes import FOLLOW, LATER, READY
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.loopback import mark
-from shmstack.tcp.wait import in_ring
+from shmstack.tcp.spin import in_ring
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER.at
 _MAP = WAITER.size
@@ -50,7 +50,6 @@ IN, EPOLLET = 0x041, 1 << 31           # EPOLLIN | EPOLLRDNORM
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
-_yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
 
 
@@ -145,6 +144,8 @@ def spin_marked(waiters, fd, limit_ns, ask_ns, polite):
     for _ in range(HELD_SPINS):
         if marked(waiters):
             return 1
+    if polite and quiet():
+        return 0
     state = _save_thread()
     came = 0
     now = now_ns()
@@ -154,10 +155,10 @@ def spin_marked(waiters, fd, limit_ns, ask_ns, polite):
             if came == 0:
                 came = marked(waiters)
         if came == 0 and polite:
-            _yield()
+            now = give_way(now)
         else:
             pause()
-        now = now_ns()
+            now = now_ns()
         if came == 0 and now >= ask:
             came = 2 * kernel_ready(fd)
             ask = now + ask_ns
@@ -235,7 +236,7 @@ def watch(h, bell):
     word = load(h + _H.rx) + _D.bell
     while True:
         old = load_acquire(word)
-        if old == FUTEX or cas(word, old, bell) == old:
+        if old in (FUTEX, DEEP) or cas(word, old, bell) == old:
             return old
 
 
@@ -285,14 +286,12 @@ def spin_look(crowd, count, limit_ns, polite):
     """
     state = _save_thread()
     found = 0
-    end = now_ns() + limit_ns
-    while found == 0 and now_ns() < end:
+    now = now_ns()
+    end = now + limit_ns if not (polite and quiet()) else now
+    while found == 0 and now < end:
         for _ in range(8):
             if found == 0:
                 found = look(crowd, count)
-        if found == 0 and polite:
-            _yield()
-        else:
-            pause()
+        now = give_way(now) if found == 0 and polite else now_ns()
     _restore_thread(state)
     return found

@@ -3,88 +3,44 @@
 Every wait is bounded: `limit_ns` at most, after which the caller looks at the lifeline, the time-out and pending
 signals, and comes back.  So a killed peer is noticed within one slice, whatever it left in shared memory.
 
-The GIL is kept for the first spins (an answer from the other core is there in less time than giving it up and
-taking it back) and released for everything longer.
+Who waits for longer than such a slice sleeps in the kernel, on the lifeline: the message that comes takes the kernel lane
+and wakes him, as does the peer's death, and so he needn't wake up for any of that.  A wake-up every 100 ms takes 0.1 to
+0.2 ms of CPU (caches are cold, a virtual core has to be started), 4 ms a second for a blocked pair; now it is nothing.
+Rejected: a thread that watches the lifelines of those who sleep on bells (fork warns of threads, and it wakes twice).
+
+How long a spin is, and when it yields the core, is told in `tcp.budget`.  The GIL is kept for the first looks (an answer
+from the other core is there in less time than giving it up and taking it back) and released for everything longer.
 """
 from __future__ import annotations
 
 from numba import types
 
-from shmstack._jit import (
-    cas, extern, fetch_add, kernel, load, load_acquire, pause, prefetch, scratch, store, store_release, swap)
-from shmstack.ring.bell import FUTEX, KERNEL, RING, WAITER
-from shmstack.ring.doorbell import barrier, now_ns, sleep
-from shmstack.ring.stream import lane_end, room, window
+from shmstack._jit import cas, extern, fetch_add, kernel, load, load_acquire, scratch, store, store_release, swap
+from shmstack.ring.bell import DEEP, FUTEX, KERNEL, RING, WAITER
+from shmstack.ring.doorbell import after_bell, barrier, now_ns, sleep
+from shmstack.ring.stream import window
 from shmstack.shm.layout import DIRECTION, PAIR
-from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, spin_budget
-from shmstack.tcp.codes import EINTR, FULL, PIECE
+from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, room_budget, spin_budget
+from shmstack.tcp.codes import EINTR, FULL, OVERFLOW, PIECE
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import failure
 from shmstack.tcp.loopback import send_pieces
 from shmstack.tcp.loopback import mark
+from shmstack.tcp.spin import arrived, has_room, in_ring, spin_arrived_ns, spin_held, spin_room, stays_awake
 
 _D, _H, _P = DIRECTION.at, HANDLE.at, PAIR.at
 F_GETFL, O_NONBLOCK = 3, 0x800
 ESTABLISHED = 2                      # PAIR.state
 POLLIN, POLLOUT = 1, 4
 MOST_ROOM_SPIN_NS = 200_000
+MOST_ON_BELL_NS = 100_000_000        # longest sleep in which the lifeline is not looked at
+HASTY_BYTES = 1 << 22                # of one send that must not wait, as the kernel's buffers have it (tcp_wmem)
 
 
 _save_thread = extern("PyEval_SaveThread", types.int64)
 _restore_thread = extern("PyEval_RestoreThread", types.void, types.int64)
-_yield = extern("sched_yield", types.int32)
 _poll = extern("poll", types.int32, types.int64, types.int64, types.int32)
 _fcntl = extern("fcntl", types.int32, types.int32, types.int32, types.int64)
-
-
-@kernel
-def arrived(h):
-    """Return 1 if a receive would find something new: bytes, a bound, the end, or a dead handle."""
-    rx = load(h + _H.rx)
-    if load_acquire(rx + _D.tail) != load(rx + _D.head):                         # SYNC tail
-        return 1
-    if load_acquire(rx + _D.nb) != load(rx + _D.passed) or load_acquire(rx + _D.fin):
-        return 1
-    return load(h + _H.dead)
-
-
-@kernel
-def in_ring(h):
-    """Return 1 if the next byte to be received comes by the ring, as far as is known now."""
-    rx = load(h + _H.rx)
-    lane = load(rx + _D.passed) & 1
-    if lane_end(rx) == load(rx + _D.head):
-        lane = 1 - lane
-    return lane
-
-
-@kernel
-def spin_arrived(h, spins):
-    """Look `spins` times; return 1 as soon as something arrived."""
-    next_byte = load(h + _H.rx_ring) + (load(load(h + _H.rx) + _D.head) & (load(h + _H.capacity) - 1))
-    for _ in range(spins):
-        if arrived(h):
-            return 1
-        prefetch(next_byte)
-    return 0
-
-
-@kernel
-def spin_arrived_ns(h, limit_ns):
-    """Look for `limit_ns`; return 1 as soon as something arrived.
-
-    Who didn't ask to spin lets others run between two looks: the peer itself may be waiting for this very core.
-    """
-    end, polite = now_ns() + limit_ns, load(h + _H.adapts)
-    while now_ns() < end:
-        for _ in range(64):
-            if arrived(h):
-                return 1
-        if polite:
-            _yield()
-        else:
-            pause()
-    return 0
 
 
 @kernel
@@ -111,16 +67,18 @@ def poll_lifeline(h, events, limit_ns):
 
 @kernel
 def sleep_arrived(h, limit_ns):
-    """Sleep on the bell (ring) or in the kernel (before the peer has joined, or bytes are in the lifeline).
+    """Sleep on the bell (ring) or in the kernel (for long, before the peer has joined, or bytes are in the lifeline).
 
     Returns 1 if something came, 0 at the limit, -EINTR at a signal.
     """
     rx = load(h + _H.rx)
     bell = rx + _D.bell
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
-    if in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head)):
+    ring = in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head))
+    if ring and limit_ns <= MOST_ON_BELL_NS and load(h + _H.deep) == 0:
+        store(h + _H.awake, 0)
         swap(bell, FUTEX)
-        barrier()                                                                # SYNC asleep
+        after_bell(rx)                                                           # SYNC asleep
         signal = 0
         if not arrived(h):
             signal = interrupted(sleep(bell, FUTEX, limit_ns))
@@ -128,13 +86,17 @@ def sleep_arrived(h, limit_ns):
         if arrived(h):
             return 1
         return -EINTR if signal else 0
-    swap(bell, KERNEL)
-    barrier()
+    fetch_add(h + _H.deep, 1)
+    where = DEEP if ring else KERNEL
+    swap(bell, where)
+    after_bell(rx)
     if in_ring(h) and arrived(h):
         events = 1
     else:
         events = poll_lifeline(h, POLLIN, limit_ns)
-    cas(bell, KERNEL, RING)
+    last = fetch_add(h + _H.deep, -1) == 1
+    if last and load(h + _H.rx) == rx:                        # if it has moved, this may be another's by now
+        cas(bell, where, RING)
     return min(events, 1)
 
 
@@ -143,7 +105,7 @@ def settle(h):
     """After a wait: the poller that looks after this endpoint takes over again, and looks once."""
     bell = load(h + _H.bell)
     store_release(load(h + _H.rx) + _D.bell, bell)
-    barrier()                                                                    # SYNC asleep
+    after_bell(load(h + _H.rx))                                                  # SYNC asleep
     waiter = load(h + _H.waiters) + (bell - WAITER & 63) * load(h + _H.waiter_size)
     mark(waiter, 2 * load(h + _H.pair_index) + load(h + _H.side))
     return 0
@@ -158,11 +120,11 @@ def wait_arrived(h, limit_ns):
     """
     rx = load(h + _H.rx)
     joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
-    if joined and load(rx + _D.bell) == KERNEL:
+    if joined and load(rx + _D.bell) in (KERNEL, DEEP) and load(h + _H.deep) == 0:
         store_release(rx + _D.bell, load(h + _H.bell) if load(h + _H.bell) >= WAITER else RING)
     # Before the peer has joined too: its first answer then comes by the ring, and need not wake us.
     lane = in_ring(h) or not joined
-    if lane and spin_arrived(h, load(h + _H.held_spin)):
+    if lane and spin_held(h):
         return 1
     fetch_add(h + _H.users, 1)
     state = _save_thread()
@@ -177,6 +139,7 @@ def wait_arrived(h, limit_ns):
         learn(h, now_ns() - before < load(h + _H.spin_ns))
     elif came:
         learn(h, 1)
+        stays_awake(h)
     if not joined:
         learn_join(came > 0 and now_ns() - began < MOST_JOIN_SPIN_NS)
     _restore_thread(state)
@@ -187,49 +150,44 @@ def wait_arrived(h, limit_ns):
 
 
 @kernel
-def has_room(h, size):
-    """Return 1 if the ring that this end sends has room for `size` bytes, or the handle is dead."""
-    tx = load(h + _H.tx)
-    free = room(tx, load(tx + _D.tail), window(tx, load(h + _H.capacity)))
-    return 1 if free >= size or load(h + _H.dead) else 0
+def look_for_room(h, size):
+    """Spin while the ring is full; return 1 if there is room for the next piece of `size` bytes then.
+
+    Who must not wait does so too, for as long as the kernel's way would take: what goes there once goes there for
+    megabytes, and its receiver copies it from there at half the speed.
+    """
+    if load(h + _H.timeout_ns) != 0:
+        return spin_room(h, min(size, PIECE), min(spin_budget(h, SEND), MOST_ROOM_SPIN_NS))
+    return spin_room(h, min(size, PIECE), room_budget(h, size))
 
 
 @kernel
-def spin_room(h, size, limit_ns):
-    """Look for room for `limit_ns`; return 1 as soon as there is room for `size` bytes."""
-    end, polite = now_ns() + limit_ns, load(h + _H.adapts)
-    while now_ns() < end:
-        for _ in range(16):
-            if has_room(h, size):
-                return 1
-            pause()
-        if polite:
-            _yield()
-    return 0
-
-
-@kernel
-def send_spinning(h, source, size):
+def send_spinning(h, source, size, flags):
     """Do what `send_all` does, without regard to the GIL."""
     sent, more = 0, 1
     while sent < size and more > 0:
-        more = send_pieces(h, source + sent, size - sent, 0)
+        more = send_pieces(h, source + sent, size - sent, flags)
         if more > 0:
             sent += more
-        elif more == -FULL and load(h + _H.timeout_ns) != 0:
-            more = spin_room(h, min(size - sent, PIECE), min(spin_budget(h, SEND), MOST_ROOM_SPIN_NS))
+        elif more == -FULL:
+            more = look_for_room(h, size - sent)
     return sent if sent > 0 or more == 0 else more
 
 
 @kernel
-def send_all(h, source, size):
+def send_all(h, source, size, flags):
     """Send a large message, spinning while the ring is full; return the count, or as `send_some` if it is none.
 
+    With OVERFLOW what finds the ring full after that goes on in the kernel lane.
     Call with the GIL; it is released meanwhile.
     """
+    if load(h + _H.timeout_ns) == 0:
+        size = min(size, HASTY_BYTES)
     fetch_add(h + _H.users, 1)
     state = _save_thread()
-    sent = send_spinning(h, source, size)
+    sent = send_spinning(h, source, size, flags & ~OVERFLOW)
+    if (sent == 0 or sent == -FULL) and flags & OVERFLOW:
+        sent = send_pieces(h, source, size, flags)
     _restore_thread(state)
     fetch_add(h + _H.users, -1)
     return sent

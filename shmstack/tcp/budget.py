@@ -6,7 +6,9 @@ Who didn't ask to spin yields the core between two looks.  Among processes that 
 way to have the answer: a switch costs half of what a sleep and a wake-up do.  But one that computes keeps the core for a
 whole turn, milliseconds, while the kernel would have given it to a sleeper at once.  So after a yield that took long
 this process doesn't yield for some such turns (a *quiet* time), and if the next try finds the same, for twice as long.
-Measured, 4 pairs beside 2 processes that compute on 2 cores: 165,000 to 225,000 round trips a second, 2,600 without this.
+Measured, 4 pairs beside 2 processes that compute on 2 cores, five rounds: 88,000 to 222,000 round trips a second (kernel
+TCP 124,000 to 157,000), 2,600 without this.  One pair beside two such processes has 8,000 to 70,000, kernel TCP 8,000 to
+142,000: there a yield still loses more than it should.
 """
 from __future__ import annotations
 

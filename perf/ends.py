@@ -85,6 +85,20 @@ def dial_jit(cfg: dict[str, Any], address: Any) -> Channel:
     return JitChannel(socket.create_connection(("127.0.0.1", address)))
 
 
+def serve_nocopy(cfg: dict[str, Any], ready: Ready) -> Channel:
+    """Accept one TCP connection whose messages are written and read in place."""
+    from perf.inplace import NocopyChannel
+
+    return NocopyChannel(serve_tcp(cfg, ready).send.__self__)
+
+
+def dial_nocopy(cfg: dict[str, Any], address: Any) -> Channel:
+    """Connect to it."""
+    from perf.inplace import NocopyChannel
+
+    return NocopyChannel(dial_tcp(cfg, address).send.__self__)
+
+
 def serve_unix(cfg: dict[str, Any], ready: Ready) -> Channel:
     """Accept one AF_UNIX stream."""
     import socket

@@ -9,6 +9,9 @@
 from its first send to the byte that says the last one was taken, so nothing that still lies in a
 buffer counts.
 
+In place (shmstack-nocopy) means that the sender writes each byte once, into the ring, and the receiver has it there;
+what a program then does with it, reading for one, is left out here as it is for every other transport.
+
 Baseline: kernel TCP as sockets are made (its Nagle algorithm makes large segments of small
 messages, at the price of latency), kernel TCP with TCP_NODELAY (each message is on its way when
 sendall() returns, as on a ring), a UNIX socket, multiprocessing.Pipe.  Ceiling: the bare ring for
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 NAME = "stream"
 SIZES = (64, 64 * 1024, 1 << 20)
-NAMES = ("kernel-blocking", "kernel-nodelay", "unix", "mp-pipe", "shmstack", "shmstack-spin")
+NAMES = ("kernel-blocking", "kernel-nodelay", "unix", "mp-pipe", "shmstack", "shmstack-spin", "shmstack-nocopy")
 STREAMING = ("zmq-ipc", "membridge")  # the peers that carry a stream without losing any of it
 MOST = 4_000_000
 

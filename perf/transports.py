@@ -8,6 +8,7 @@
                 mp-pipe          multiprocessing's Connection, as Pipe() makes it
     ours        shmstack         `import shmstack.socket as socket`, nothing set
                 shmstack-spin    the same program with EF_POLL_USEC=100000
+                shmstack-nocopy  messages written and read where they lie, by shmstack.nocopy
     ceiling     ring, lines, memcpy    bare shared memory (see `ceilings`)
     peer        zmq-ipc, iceoryx2, faster-fifo, membridge, sockperf    see `peers`
 
@@ -86,6 +87,9 @@ CATALOGUE = {
         Transport("shmstack", "shmstack, defaults", "ours", "tcp", OURS, needs=(OURS,)),
         Transport(
             "shmstack-spin", "shmstack, spinning", "ours", "tcp", OURS, env=SPIN_ENV, needs=(OURS,)
+        ),
+        Transport(
+            "shmstack-nocopy", "shmstack, in place", "ours", "nocopy", OURS, needs=("shmstack.nocopy",)
         ),
         Transport("ring", "bare ring (ceiling)", "ceiling", "ring", needs=("numba",)),
         Transport("lines", "two cache lines (ceiling)", "ceiling", "lines", needs=("numba",)),

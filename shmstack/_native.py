@@ -23,6 +23,7 @@ _SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/bell.py", "ring/doorb
             "ring/stream.py", "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py", "tcp/spill.py",
             "tcp/course.py", "tcp/loopback.py", "tcp/lend.py", "tcp/budget.py", "tcp/spin.py", "tcp/pace.py",
             "tcp/wait.py", "tcp/ready.py", "tcp/life.py", "tcp/offer.py", "tcp/method.py", "tcp/nopython.py",
+            "tcp/inplace.py",
             "tcp/entry.py")
 _FASTCALL, _KEYWORDS = 0x80, 0x02
 _NUMBERS = {"x86_64": (202, 324), "aarch64": (98, 283), "riscv64": (98, 283)}     # futex, membarrier
@@ -130,6 +131,7 @@ FUNCTIONS = (
     "announce spill inherit_sent inherit_received send_some recv_some recv_end lend "
     "wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
     "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer "
+    "reserve commit look_at give_back "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
     "take_pair release_pair point enter offer established claim withdraw unpost silent finish ended meet "
     "spin_accept in_use limited").split()

@@ -76,6 +76,12 @@ class NotMovable(ShmstackError):
     code = errno.EBUSY
 
 
+class StaleView(ShmstackError):
+    """Somebody else used the connection between reserve and commit, or between peek and consume."""
+
+    code = errno.ESTALE
+
+
 class NotAccelerated(ShmstackError):
     """The socket would have to use kernel TCP, and EF_NO_FAIL=0 makes that an error."""
 

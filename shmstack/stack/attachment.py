@@ -58,6 +58,7 @@ class Attachment:
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with
     origin: Any = None                                      # the pair where others may be that follow us, see migrate
     following = 0                                           # the thread that takes it to another stack
+    written = 0                                             # a pair in whose ring the program writes in place; see nocopy
     lent = False                                            # somebody was given the descriptor, and may set its modes
     declared = -1                                           # the socket object's time-out, as in the handle
     limits = (0, 0)                                         # SO_RCVTIMEO and SO_SNDTIMEO in ns, 0: none

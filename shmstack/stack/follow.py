@@ -212,6 +212,8 @@ def tidy(grace_ns: int = _GRACE_NS) -> None:
     for item in list(_left):
         stack, index, side, last, whose, since = item
         end = whose()
+        if end is not None and end.open and end.written == stack.pair(index):
+            continue                                          # a program's own time: it must not write to another connection
         if (end is None or not end.open or native.load(end.handle + _H.users)) and now - since < grace_ns:
             continue
         _left.remove(item)

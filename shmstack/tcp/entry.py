@@ -14,7 +14,7 @@ from shmstack._jit import (
     swap, cycles)
 from shmstack.ring import doorbell, lock, stream
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp import lane, lend, life, loopback, offer, ready, spill, spin, wait
+from shmstack.tcp import inplace, lane, lend, life, loopback, offer, ready, spill, spin, wait
 from shmstack.tcp.codes import OVERFLOW
 from shmstack.tcp.handle import HANDLE
 
@@ -63,6 +63,7 @@ for _kernel in (
         loopback.announce, spill.spill, spill.inherit_sent, spill.inherit_received, lane.set_lowat,
         loopback.send_some, loopback.recv_some, loopback.recv_end, lend.lend,
         wait.wait_arrived, wait.wait_room, wait.wait_lifeline, spin.arrived, spin.in_ring,
+        inplace.reserve, inplace.commit, inplace.look_at, inplace.give_back,
         ready.ring_ready, ready.set_asleep, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look,
         life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.silent, life.finish,

@@ -151,7 +151,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if command:
         arguments.command = command
     try:
-        return int(arguments.function(arguments))
+        status = int(arguments.function(arguments))
+        sys.stdout.flush()                                    # else a closed pipe shows only at exit
+        return status
     except (OptionError, profiles.ProfileError) as error:
         print(f"shmstack: {error}", file=sys.stderr)
         return 2

@@ -153,11 +153,12 @@ def test_no_subcommand_is_usage_and_1(capsys):
     assert "usage: shmstack" in capsys.readouterr().err
 
 
-def test_closed_pipe_is_no_traceback():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_closed_pipe_is_no_traceback(unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-m", "shmstack", "options"], stdout=writer, stderr=subprocess.PIPE,
-                          text=True, check=False, cwd="/")
+                          text=True, check=False, cwd="/", env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 141

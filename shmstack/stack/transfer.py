@@ -12,6 +12,7 @@ import errno
 import signal
 import socket
 import sys
+import time
 from threading import get_ident
 from typing import Any, Callable
 
@@ -30,7 +31,7 @@ MSG_NOSIGNAL, MSG_PEEK, MSG_WAITALL = (
     int(flag) for flag in (socket.MSG_NOSIGNAL, socket.MSG_PEEK, socket.MSG_WAITALL))     # an IntFlag is slow
 _H, _D = HANDLE.at, DIRECTION.at
 _EAGAIN = errno.EAGAIN
-_POLLIN, _POLLOUT = 1, 4
+_POLLIN, _POLLOUT, _POLLRDHUP = 1, 4, 0x2000
 _ROOM_NS = 20_000_000                                       # a sender waits this long for the ring before it overflows
 _PIECE = 1 << 18
 _TRIES = 200                                                # at a lock, by a call that must not wait; each is 0.1 ms or more
@@ -177,8 +178,10 @@ class Transfer(Attachment):
 
     def _recv_into(self, buffer: Any, size: int, flags: int) -> int:
         native, handle, wait = _native.call, self.handle, Patience(self, flags, RECEIVE)
-        whole = flags & MSG_WAITALL and wait.blocks and not flags & MSG_PEEK
+        whole = flags & MSG_WAITALL and wait.blocks
         flags &= ~MSG_WAITALL
+        if whole and flags & MSG_PEEK:
+            return self._peek_all(buffer, size, flags)
         got, ask, tries, most = 0, 0, 0, SLICE_NS
         while True:
             new: int = native.recv_buffer(handle, buffer, got, size - got, flags, ask)
@@ -212,6 +215,30 @@ class Transfer(Attachment):
                     return got
                 if not isinstance(over, InterruptedError):
                     raise
+
+    def _peek_all(self, buffer: Any, size: int, flags: int) -> int:
+        """Look at `size` bytes once there are as many (MSG_PEEK | MSG_WAITALL), or the stream ends, or the time-out is over.
+
+        They may lie in both lanes, so from the first one on all are sent to the kernel's; and as nothing wakes who waits for
+        more of what is there already, this looks again now and then.
+        """
+        wait, pause = Patience(self, flags, RECEIVE), 0.0005
+        got = self._recv_into(buffer, size, flags)
+        try:
+            while 0 < got < size:
+                wait.left()
+                self.rest(KERNEL)
+                ended = _native.call.wait_lifeline(self.handle, _POLLRDHUP, 0)
+                time.sleep(pause)
+                pause = min(2 * pause, 0.02)
+                got = max(got, _native.call.recv_buffer(self.handle, buffer, 0, size, flags, 0))
+                if ended:
+                    break
+        except OSError:
+            pass                                              # SO_RCVTIMEO: what there is
+        finally:
+            self.relax()
+        return got
 
     def _in_ring(self) -> bool:
         native = _native.call

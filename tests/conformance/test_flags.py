@@ -74,6 +74,28 @@ def test_waitall_waits_for_every_byte(net):
     assert server.recv(10) == b"rest"
 
 
+@pytest.mark.parametrize("first", [b"ab", b"a" * 5000])
+def test_peek_and_waitall_wait_for_every_byte_and_leave_them(net, first):
+    client, server = net.pair()
+    size = len(first) + 100_004
+    client.sendall(first)
+    peeking = Background(server.recv, size, PEEK | WAITALL)
+    eventually(lambda: asleep(peeking), "the peeker sleeps")
+    client.sendall(b"c" * 100_000)
+    client.sendall(b"last")
+    wanted = first + b"c" * 100_000 + b"last"
+    assert peeking.result() == wanted
+    assert receive_exactly(server, size) == wanted
+
+
+def test_peek_and_waitall_end_with_the_stream(net, pair):
+    client, server = pair()
+    client.sendall(b"short")
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(100, PEEK | WAITALL) == b"short"
+    assert server.recv(100) == b"short"
+
+
 def test_waitall_gathers_more_than_the_buffers_hold(net, pair):
     client, server = pair()
     sending = Background(client.sendall, pattern(6 * MIB))

@@ -96,15 +96,25 @@ class Endpoint(Transfer):
                 self.withdraw()
                 if self.unread() and abort is not None and not self.exposed:
                     abort()
-                    native.store(self.rx + _D.head, native.load(self.rx + _D.tail))    # the peer has nothing to move
                 elif not self.shut:
                     native.fetch_or(self.tx + _D.fin, 1)
                     self.happened(Event.CLOSE)
-                native.store(self.rx + _D.bell, KERNEL)       # what still comes is the kernel's to answer
+                self._take_no_more()
                 native.ring_bell(self.rx + _D.stalled, 1, 0)
                 self._done()
         self.ask_after = not self.free_after and bool(native.silent(self.handle, last))
         endpoints.discard(self)
+
+    def _take_no_more(self) -> None:
+        # What still comes is the kernel's to answer.  A sender leaves the ring for that when all of it was read, bounds too.
+        native, rx = _native.call, self.rx
+        locked = native.take(rx + _D.tx_lock, self.stack.holder)
+        native.store(rx + _D.bell, KERNEL)
+        if not self.exposed:
+            native.store(rx + _D.passed, native.load(rx + _D.nb))
+            native.store(rx + _D.head, native.load(rx + _D.tail))
+        if locked:
+            native.unlock(rx + _D.tx_lock)
 
     def closed(self) -> None:
         """After the descriptor was closed: let a sleeping peer look."""

@@ -84,7 +84,7 @@ class Transfer(Attachment):
             elif got == -NO_MEMORY:
                 self._extend()
             elif got not in (-FULL, -_EAGAIN, -errno.EINTR):
-                raise self.sending_error(-got, flags)         # also after a part: the kernel says it only once
+                raise self.sending_error(self._told() or -got, flags)    # also after a part
             elif got == -FULL and not wait.may_wait():
                 extra = OVERFLOW                              # the descriptor doesn't wait, although the socket would
             else:
@@ -192,6 +192,8 @@ class Transfer(Attachment):
                 continue
             if new == 0:
                 self.happened(Event.FIN)
+                if not got and (lost := self._told()):
+                    raise error(lost)
                 return got
             if new == -CHANGED:
                 ask = 0
@@ -205,7 +207,7 @@ class Transfer(Attachment):
                 continue
             try:
                 if new not in (-LOOK, -MEND, -_EAGAIN, -errno.EINTR):
-                    raise error(-new)
+                    raise error(not got and self._told() or -new)
                 left = wait.left(most)
                 self.serve()
                 ask = self._wait_to_receive(ask, left)
@@ -215,6 +217,10 @@ class Transfer(Attachment):
                     return got
                 if not isinstance(over, InterruptedError):
                     raise
+
+    def _told(self) -> int:
+        """Return the errno that the kernel told already, as it does once, and no call has raised yet; 0 if there is none."""
+        return int(_native.call.swap(self.handle + _H.lost, 0))
 
     def _peek_all(self, buffer: Any, size: int, flags: int) -> int:
         """Look at `size` bytes once there are as many (MSG_PEEK | MSG_WAITALL), or the stream ends, or the time-out is over.

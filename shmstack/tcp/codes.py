@@ -1,7 +1,7 @@
 """What the kernels answer besides a count: the negative of an errno, or one of these."""
 from __future__ import annotations
 
-EAGAIN, EPIPE, ECONNRESET, EBADF, EINTR = 11, 32, 104, 9, 4
+EAGAIN, EPIPE, ECONNRESET, ETIMEDOUT, EBADF, EINTR = 11, 32, 104, 110, 9, 4
 LOCKED = 4096                        # -LOCKED: somebody holds the lock; ask whether it lives
 FULL = 4097                          # -FULL: the ring has no room
 LOOK = 4098                          # -LOOK: the ring is empty and the stream may have ended; see `recv_end`

@@ -35,6 +35,7 @@ HANDLE = Struct("Handle", {
     "pair_index": "number of the pair in its stack",
     "generation": "of the pair when it was taken",
     "failed":     "an errno that every call now gives, 0 if none",
+    "lost":       "an errno that the kernel told, which it does once, to a call that could not pass it on",
     "waiters":    "address of the stack's waiters",
     "waiter_size": "bytes from one waiter to the next",
     "shut":       "1: this end said that it sends no more",

@@ -10,7 +10,7 @@ from numba import types
 from shmstack._jit import extern, kernel, load, load32, load_acquire, scratch, store, store_release
 from shmstack.ring.stream import consume, lane_end, publish, set_bound
 from shmstack.shm.layout import DIRECTION
-from shmstack.tcp.codes import CHANGED, ECONNRESET, MEND, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
+from shmstack.tcp.codes import CHANGED, ECONNRESET, ETIMEDOUT, MEND, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
 from shmstack.tcp.handle import HANDLE
 
 _D, _H = DIRECTION.at, HANDLE.at
@@ -152,11 +152,20 @@ def set_lowat(h, count):
 
 
 @kernel
+def told(h):
+    """Return the negative of the errno of a call on the lifeline; keep one that the kernel won't tell again."""
+    number = failure()
+    if number in (-ECONNRESET, -ETIMEDOUT):
+        store(h + _H.lost, -number)
+    return number
+
+
+@kernel
 def send_kernel(h, tx, source, size, flags):
     """Send in the kernel lane what it takes without waiting; return the count or -errno."""
     sent = send_now(load(h + _H.fd), source, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT | MSG_NOSIGNAL)
     if sent < 0:
-        return failure()
+        return told(h)
     publish(tx, load(tx + _D.tail) + sent)
     return sent
 
@@ -194,7 +203,7 @@ def recv_kernel(h, rx, to, size, flags):
         size = min(size, end - head)
     got = recv_now(load(h + _H.fd), to, size, (flags & 0xFFFFFFFF) | MSG_DONTWAIT)
     if got < 0:
-        got = failure()
+        got = told(h)
     if got <= 0:
         return nothing_more(rx, head, got) if end < 0 else got
     if flags & MSG_PEEK == 0:

@@ -17,6 +17,7 @@ from shmstack._jit import (
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.ring.doorbell import ring_bell, wake
 from shmstack.ring.lock import take, unlock
+from shmstack.ring.stream import outstanding
 from shmstack.shm.layout import DIRECTION, HEADER, OFFER, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, TCB
 from shmstack.tcp.handle import FACTS, HANDLE
 from shmstack.tcp.lane import closed_by_peer, failure
@@ -199,7 +200,7 @@ def finish(h):
     """Give up an end with nothing left to read on either side; return 1 if the pair is free then, 0 if not.
 
     2: the other end was closed, by somebody who didn't say so.
-    -1: nothing was done, it must be done step by step (a lock is taken, the pair was moved, bytes are unread).
+    -1: nothing was done, it must be done step by step (a lock is taken, the pair was moved, bytes or bounds are unread).
     """
     pair, tx, rx, side = load(h + _H.pair), load(h + _H.tx), load(h + _H.rx), load(h + _H.side)
     if load_acquire(pair + _P.generation) != load(h + _H.generation):
@@ -208,7 +209,7 @@ def finish(h):
     if not take(tx + _D.tx_lock, load(h + _H.me)):
         return -1
     busy = load(tx + _D.nb) & 1 != 0 and load_acquire(tx + _D.head) != load(tx + _D.tail)
-    if busy or (in_ring(h) and load_acquire(rx + _D.tail) != load(rx + _D.head)):
+    if busy or ((in_ring(h) or outstanding(rx) != 0) and load_acquire(rx + _D.tail) != load(rx + _D.head)):
         unlock(tx + _D.tx_lock)
         return -1
     tcb, free = pair + PAIR_TCB + side * _TCB, 0

@@ -37,7 +37,7 @@ from shmstack.tcp.codes import (
 from shmstack.tcp.course import RING_LANE, WAKE, choose_lane, waiter_of, wake_part
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
-    begin_run, failure, keep_short, recv_kernel, recv_now, send_kernel)
+    begin_run, keep_short, recv_kernel, recv_now, send_kernel, told)
 from shmstack.tcp.spill import spill
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
@@ -238,7 +238,7 @@ def recv_end(h, to, size, flags):
     elif readable(rx, load(rx + _D.head), capacity) == 0:
         got = recv_now(load(h + _H.fd), to, min(size, 1), MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT)
         if got < 0:
-            got = failure()
+            got = told(h)
         else:
             # A sender that counts sets the bound before it sends, and the tail before it closes.  So look again.
             barrier()

@@ -255,3 +255,47 @@ def test_reset_wakes_a_reader_and_a_writer(net):
         endings.add(error.errno)
     assert errno.ECONNRESET in endings
     assert endings <= {errno.ECONNRESET, errno.EPIPE, "end"}
+
+
+def fill(sock, *, most):
+    """Send without waiting until nothing fits, or `most` bytes are under way; return how many went."""
+    sock.settimeout(0)
+    sent = 0
+    try:
+        while sent < most:
+            sent += sock.send(pattern(10_000))
+    except BlockingIOError:
+        pass
+    sock.settimeout(10)
+    return sent
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+@pytest.mark.parametrize("most", [20_000, 20 * MIB])
+def test_reset_reaches_a_sender_wherever_the_unread_bytes_are(net, pair, most, turns):
+    client, server = pair()
+    under_way = fill(client, most=most)
+    for _ in range(turns):
+        under_way -= len(receive_exactly(server, under_way * 9 // 10))
+        under_way += fill(client, most=1)
+    assert under_way
+    server.close()
+    eventually(lambda: at(client, state) == TCP_CLOSE, "the reset")
+    with pytest.raises(ConnectionResetError):
+        client.send(b"x" * 10)
+    with pytest.raises(BrokenPipeError):
+        client.send(b"x" * 10)
+    assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+def test_reset_is_told_once_by_the_next_call(net, pair, size):
+    client, server = pair()
+    client.sendall(b"never read")
+    assert at(server, first_byte)
+    server.close()
+    eventually(lambda: at(client, state) == TCP_CLOSE, "the reset")
+    with pytest.raises(ConnectionResetError):
+        client.sendall(b"x" * size)
+    with pytest.raises(BrokenPipeError):
+        client.sendall(b"x" * size)

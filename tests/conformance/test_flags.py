@@ -11,7 +11,7 @@ import pytest
 from .streams import MIB, pattern, receive_exactly
 from .waiting import Background, asleep, eventually
 
-PEEK, WAITALL, DONTWAIT = socket.MSG_PEEK, socket.MSG_WAITALL, socket.MSG_DONTWAIT
+PEEK, WAITALL, DONTWAIT = int(socket.MSG_PEEK), int(socket.MSG_WAITALL), int(socket.MSG_DONTWAIT)
 
 
 def test_peek_shows_the_bytes_and_leaves_them(net, pair):

@@ -1,5 +1,6 @@
 """How shmstack is installed; tool settings are in pyproject.toml."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,10 @@ from setuptools.command.build_py import build_py
 
 PERF = ["rich", "hdrhistogram", "psutil", "matplotlib"]
 TOOLS = ["rich", "psutil"]
-NIC = ["pyroute2"]
 PEERS = ["pyzmq", "iceoryx2", "faster-fifo", "membridge"]
+PROGRAMS = ["aiohttp", "httpx", "uvicorn", "gunicorn", "requests", "cheroot", "urllib3", "waitress", "websockets", "trio",
+            "rpyc", "distributed", "execnet", "redis", "uvloop", "gevent", "eventlet"]
 TEST = ["pytest>=8.4", "pytest-xdist", "hypothesis", "ruff", "mypy", *PERF]
-
 
 
 class BuildKernels(build_py):
@@ -27,6 +28,7 @@ class BuildKernels(build_py):
         if self.editable_mode:
             return
         where = Path(self.build_lib).resolve()
+        shutil.rmtree(where / "shmstack" / "_lib", ignore_errors=True)        # of an earlier build in this tree
         path = [str(where), *filter(None, sys.path)]          # an isolated build finds numba only through its own path
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "SHMSTACK_RUN": ""}
         done = subprocess.run([sys.executable, "-m", "shmstack._build", str(where / "shmstack" / "_lib")], env=env,
@@ -57,7 +59,7 @@ setup(
     # _site is no package: its one file is found through PYTHONPATH under the name sitecustomize.
     package_data={"shmstack": ["py.typed", "profiles/*.opf", "_site/sitecustomize.py"]},
     install_requires=["numba", "numpy", "posix-ipc", "filelock"],
-    extras_require={"test": TEST, "perf": PERF, "tools": TOOLS, "nic": NIC, "peers": PEERS},
+    extras_require={"test": TEST, "perf": PERF, "tools": TOOLS, "programs": PROGRAMS, "peers": PEERS},
     entry_points={"console_scripts": ["shmstack = shmstack.cli:main"],
                   "pytest11": ["shmstack.pytest_plugin = shmstack.pytest_plugin"]},
     classifiers=[

@@ -18,6 +18,7 @@ from shmstack import _native, errors, views
 from shmstack.options import Options
 from shmstack.shm import objects
 from shmstack.shm.layout import COUNTERS, DIRECTION, HEADER, PAIR, PAIR_DIRECTION, PAIR_SIZE, PROCESS, PROCESSES
+from shmstack.stack import names
 from shmstack.stack.stack import Stack
 
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -99,6 +100,41 @@ def test_counters_have_all_names(stack):
     values = views.counters(f"v{os.getpid()}")[f"v{os.getpid()}"]
     assert tuple(values) == COUNTERS
     assert {name: value for name, value in values.items() if value} == {"spills": 1}
+
+
+def counted(client):
+    return next(iter(views.counters(client._endpoint.stack.name).values()))
+
+
+def test_lanes_that_change_are_counted(pair):
+    client, server = pair
+    before = counted(client)
+    server.send(bytes(1000))
+    client.fileno()                                           # a foreign poller may look there from now on
+    assert counted(client)["spills"] == before["spills"] + 1
+
+
+def test_sends_beyond_the_ring_are_counted(pair):
+    client, server = pair
+    client.send(b"a")
+    assert server.recv(1) == b"a"
+    before = counted(client)
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            client.send(bytes(100_000))
+    assert counted(client)["overflows"] == before["overflows"] + 1
+
+
+@pytest.mark.parametrize(("changed", "reason"), [({"tcp_client_loopback": 0}, "not_client_off"),
+                                                 ({"tcp_connect_handover": True}, "not_option")])
+def test_options_that_leave_it_to_the_kernel_are_counted(pair, monkeypatch, changed, reason):
+    before = counted(pair[0])
+    chosen = names.options().replace(**changed)
+    monkeypatch.setattr(names, "options", lambda: chosen)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        assert client._endpoint is None
+    assert counted(pair[0])[reason] == before[reason] + 1
 
 
 def test_unknown_stack_is_an_error():

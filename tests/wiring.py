@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from schedule import Memory
 
 from shmstack import _native
-from shmstack.shm.layout import DIRECTION, PAIR, PAIR_DIRECTION, PAIR_SIZE, WAITERS_MAX, waiter_size
+from shmstack.shm.layout import COUNTERS, DIRECTION, PAIR, PAIR_DIRECTION, PAIR_SIZE, WAITERS_MAX, waiter_size
 from shmstack.tcp.handle import HANDLE
 
 RING, FUTEX, KERNEL = 0, 1, 2
@@ -25,6 +25,7 @@ def wire(store, at, capacity, fds, bell=RING):
     made.handles = [at + PAIR_SIZE + 2 * capacity + side * HANDLE.size for side in range(2)]
     made.buffers = [made.handles[1] + HANDLE.size + side * ROOM for side in range(2)]
     made.waiters = made.buffers[1] + ROOM
+    made.counters = made.waiters + WAITERS_MAX * WAITER_SIZE
     store(at + P.state, 2)
     for side, h in enumerate(made.handles):
         other = 1 - side
@@ -32,7 +33,7 @@ def wire(store, at, capacity, fds, bell=RING):
                 (H.fd, fds[side]), (H.side, side), (H.pair, at), (H.tx, made.directions[side]),
                 (H.rx, made.directions[other]), (H.tx_ring, made.rings[side]), (H.rx_ring, made.rings[other]),
                 (H.capacity, capacity), (H.me, side + 1), (H.timeout_ns, -1), (H.waiters, made.waiters),
-                (H.waiter_size, WAITER_SIZE)):
+                (H.waiter_size, WAITER_SIZE), (H.counters, made.counters)):
             store(h + field, value)
         store(made.directions[side] + D.backed, capacity)
         store(made.directions[side] + D.bell, bell)
@@ -45,7 +46,7 @@ def plain(capacity=8, lifeline=1 << 30, bell=RING, kind=Memory):
     made = wire(memory.set, 1 << 20, capacity, (0, 1), bell)
     memory.areas = [(made.pair, PAIR_SIZE), *[(ring, capacity) for ring in made.rings],
                     *[(h, HANDLE.size) for h in made.handles], *[(b, ROOM) for b in made.buffers],
-                    (made.waiters, WAITERS_MAX * WAITER_SIZE)]
+                    (made.waiters, WAITERS_MAX * WAITER_SIZE), (made.counters, 8 * len(COUNTERS))]
     return memory, made
 
 
@@ -55,7 +56,8 @@ class Compiled:
     def __init__(self, capacity=8, bell=RING):
         native = _native.load()
         self._memory = ctypes.create_string_buffer(
-            PAIR_SIZE + 2 * capacity + 2 * HANDLE.size + 2 * ROOM + WAITERS_MAX * WAITER_SIZE + 64)
+            PAIR_SIZE + 2 * capacity + 2 * HANDLE.size + 2 * ROOM + WAITERS_MAX * WAITER_SIZE
+            + 8 * len(COUNTERS) + 64)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = socket.create_connection(listener.getsockname())
             self.sockets = client, listener.accept()[0]

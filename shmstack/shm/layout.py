@@ -122,8 +122,7 @@ HEADER = Struct("Header", {
 COUNTERS = (
     "connect_accelerated", "accept_accelerated", "moves", "moves_refused", "forks",
     "not_client_off", "not_server_off", "not_no_listener", "not_other_stack", "not_alien", "not_permitted",
-    "not_stack_full", "not_no_memory", "not_other_layout", "not_other_owner", "not_option", "not_accepted",
-    "not_process_table", "not_error",
+    "not_stack_full", "not_no_memory", "not_other_layout", "not_other_owner", "not_option", "not_error",
     "accept_no_offer", "accept_not_permitted", "accept_refused", "accept_withdrawn",
     "handed_back", "spills", "overflows", "peer_died", "corrupt", "reaped_pairs", "locks_broken",
 )

@@ -90,6 +90,7 @@ def offer(sock: Any, address: Any) -> Endpoint | None:
 def _offer(sock: Any, address: Any) -> Endpoint | None:
     chosen = names.options()
     if not chosen.tcp or chosen.tcp_connect_handover or chosen.tcp_client_loopback == 0:
+        _refuse(names.existing(sock), "not_client_off" if chosen.tcp_client_loopback == 0 else "not_option")
         return None
     try:
         family, where = lifeline.packed(address[0] or "0.0.0.0")

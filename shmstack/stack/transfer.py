@@ -136,6 +136,7 @@ class Transfer(Attachment):
         if head >= native.load(handle + _H.checked_at) or not native.load(self.tx + _D.nb) & 1:
             native.store(handle + _H.checked_at, tail)
         elif self.peer_gone():
+            self.stack.count("peer_died")
             # On behalf of the dead, who left bytes, bounds and perhaps a lock: the kernel knows what to say.
             self.break_lock(self.tx + _D.rx_lock)
             native.store(self.tx + _D.passed, native.load(self.tx + _D.nb))

@@ -28,6 +28,7 @@ HANDLE = Struct("Handle", {
     "dead":       "1: closed in this process",
     "users":      "threads inside a wait",
     "memory_fd":  "descriptor of the segment",
+    "counters":   "address of the stack's counters",
     "tx_offset":  "offset of the sent ring in the segment",
     "checked":    "cycle counter when a send last looked whether the peer lives",
     "checked_at": "tail at that time",

@@ -125,6 +125,7 @@ def point(facts, h, index, side):
     store(h + _H.capacity, capacity)
     store(h + _H.me, load(facts + _F.me))
     store(h + _H.memory_fd, load(facts + _F.memory_fd))
+    store(h + _H.counters, base + _HD.counters)
     store(h + _H.tx_offset, mine)
     store(h + _H.pair_index, index)
     store(h + _H.generation, load_acquire(pair + _P.generation))

@@ -24,13 +24,13 @@ from __future__ import annotations
 
 from numba import types
 
-from shmstack._jit import extern, fetch_or, kernel, load, load_acquire, store_release
+from shmstack._jit import extern, fetch_add, fetch_or, kernel, load, load_acquire, store_release
 from shmstack.ring.bell import FUTEX, RING, WAITER
 from shmstack.ring.doorbell import barrier, before_bell, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
-from shmstack.shm.layout import DIRECTION, PAGE, WAITER as WAITER_STRUCT
+from shmstack.shm.layout import COUNTERS, DIRECTION, PAGE, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
     CHANGED, EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW,
     PIECE)
@@ -43,6 +43,7 @@ from shmstack.tcp.spill import spill
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
 _MAP = WAITER_STRUCT.size
 FIRST_BACKING = 1 << 14
+_OVERFLOWS = 8 * COUNTERS.index("overflows")
 
 _fallocate = extern("fallocate", types.int32, types.int32, types.int32, types.int64, types.int64)
 
@@ -81,6 +82,7 @@ def overflow(h, tx, source, size, flags):
     """Go on in the kernel lane because the ring is full; return the count or -errno."""
     if outstanding(tx) != 0:
         return -EAGAIN
+    fetch_add(load(h + _H.counters) + _OVERFLOWS, 1)
     begin_run(h, tx, load(tx + _D.tail))
     keep_short(h)
     return send_kernel(h, tx, source, size, flags)

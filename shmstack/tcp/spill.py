@@ -21,15 +21,16 @@ know where it stands).
 """
 from __future__ import annotations
 
-from shmstack._jit import cas, kernel, load, load_acquire, store_release
+from shmstack._jit import cas, fetch_add, kernel, load, load_acquire, store_release
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import outstanding, pass_bounds, set_bound
-from shmstack.shm.layout import DIRECTION
+from shmstack.shm.layout import COUNTERS, DIRECTION
 from shmstack.tcp.codes import MSG_DONTWAIT, MSG_NOSIGNAL
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import kernel_taken, kernel_written, queued, send_now
 
 _D, _H = DIRECTION.at, HANDLE.at
+_SPILLS = 8 * COUNTERS.index("spills")
 
 
 @kernel
@@ -65,6 +66,7 @@ def spill(h, tx):
             store_release(tx + _D.run_base, base)
             store_release(tx + _D.spilling, tail)
             set_bound(tx, head)
+            fetch_add(load(h + _H.counters) + _SPILLS, 1)
             position = push(h, head, tail)
             if position < tail:
                 set_bound(tx, position)

@@ -83,7 +83,7 @@ def _make() -> Path:
         if path is None:
             env = {name: value for name, value in os.environ.items() if name not in ("SHMSTACK_RUN", "PYTHONHOME")}
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE.parent), env.get("PYTHONPATH")]))
-            done = subprocess.run([sys.executable, "-m", "shmstack._build", str(place)], env=env, text=True,
+            done = subprocess.run([sys.executable, "-P", "-m", "shmstack._build", str(place)], env=env, text=True,
                                   stdin=subprocess.DEVNULL, capture_output=True, check=False)
             path = find()
             if done.returncode or path is None:

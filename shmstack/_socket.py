@@ -20,6 +20,7 @@ from typing import Any
 import _socket
 
 from shmstack import _native
+from shmstack._callers import only_registers
 from shmstack._modes import Modes
 from shmstack.stack import directory, fork, listening, names, parting, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
@@ -212,7 +213,7 @@ class socket(Modes, metaclass=_Kind):
 
     def fileno(self, *args: Any) -> int:
         fd: int = _base.fileno(self, *args)
-        if self._endpoint is not None and fd >= 0:
+        if self._endpoint is not None and fd >= 0 and not only_registers(sys._getframe(1)):
             self._endpoint.expose()
         return fd
 

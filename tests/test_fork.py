@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import shmstack.socket as socket
+from shmstack import selectors
 from shmstack.stack import names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,6 +134,7 @@ def test_workers_are_found_again_after_the_parent_closed_the_listener():
 PARENT_EXITS = """
 import os, sys
 import shmstack.socket as socket
+from shmstack import selectors
 listener = socket.create_server(("127.0.0.1", 0))
 pid = os.fork()
 if pid:
@@ -367,3 +369,40 @@ def test_socket_passed_by_scm_rights_is_served_there(listener, module):
     assert client.recv(1) == b""
     assert child.wait(PATIENCE_S) == 0
     client.close()
+
+
+def test_child_that_ended_holds_nothing(listener):
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    with client, server:
+        reading, gate = os.pipe()
+        child = Child(lambda: (os.close(gate), os.read(reading, 1)))
+        os.close(reading)
+        assert client._endpoint.held_by_others() and server._endpoint.held_by_others()
+        os.close(gate)
+        child.join()
+        assert not client._endpoint.held_by_others() and not server._endpoint.held_by_others()
+        with selectors.DefaultSelector() as watching:
+            watching.register(server, selectors.EVENT_READ)
+            for _ in range(3):
+                assert not watching.select(0)
+                client.send(b"x" * 100)
+                assert watching.select(PATIENCE_S)
+                assert lanes(server)[1] == "ring"
+                assert server.recv(200) == b"x" * 100
+        client.close()
+        assert server.recv(1) == b""
+
+
+def test_child_that_ends_last_ends_the_connection(listener):
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    with client:
+        reading, gate = os.pipe()
+        child = Child(lambda: (os.close(gate), os.read(reading, 1), server.send(b"last")))
+        server.close()
+        os.close(reading)
+        os.close(gate)
+        assert exactly(client, 4) == b"last"
+        assert client.recv(1) == b""
+        child.join()

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     [{"run", "cli", "_show", "profiles", "__main__", "_site", "_build", "pytest_plugin"}],
     [{"__init__", "socket", "select", "selectors", "connection", "_connection", "_socket", "_modes", "_calls",
-     "_arguments", "jit", "nocopy"}],
+     "_arguments", "_callers", "jit", "nocopy"}],
     [{"stack"}, {"views"}],
     [{"tcp"}, {"nic"}],
     [{"ring"}],

@@ -6,6 +6,7 @@ shown to be sharp: with a bug planted in a kernel it finds the outcome.
 from __future__ import annotations
 
 import functools
+import inspect
 
 import pytest
 from schedule import Kernels, Memory, explore, killed, run
@@ -13,10 +14,10 @@ from wiring import KERNEL, D, H, plain
 
 from shmstack.ring import doorbell, lock, stream
 from shmstack.shm.layout import PAIR_SIZE
-from shmstack.tcp import codes, loopback, spill, wait
+from shmstack.tcp import codes, lane, lend, loopback, spill, wait
 
 OVERFLOW = 1 << 32
-MODULES = doorbell, lock, stream, loopback, spill, wait
+MODULES = doorbell, lock, stream, lane, lend, loopback, spill, wait
 K = Kernels(*MODULES, SPINS=2, YIELDS=0)
 FOREVER = "sleeps for ever"
 SHORT, LONG = 1 << 20, 1 << 40          # ns: on the bell, on the lifeline
@@ -193,15 +194,66 @@ def test_bytes_that_move_to_the_kernel_lane_arrive_once():
     judge(explore(lambda: spilling(K), 3), LANES)
 
 
+def behind(k, act, takes=1 << 30):
+    """ "ab" in the kernel lane and "cd" in the ring behind it: the sender acts || the receiver reads."""
+    memory, w = plain(8, takes)
+    got, direction = bytearray(), w.directions[0]
+    memory.write(w.buffers[0], b"abcdefghij")
+    run(memory, k.send_kernel(w.handles[0], direction, w.buffers[0], 2, 0))
+    run(memory, k.end_run(w.handles[0], direction))
+    run(memory, k.send_some(w.handles[0], w.buffers[0] + 2, 2, 0))
+
+    def sender():
+        yield from act(w)
+
+    def receiver():
+        for _ in range(4):
+            size = yield from k.recv_some(w.handles[1], w.buffers[1], 3, 0)
+            if size > 0:
+                got.extend(memory.read(w.buffers[1], size))
+            elif size not in NOBODY:
+                got.extend(b"!%d" % size)
+
+    def outcome(*_):
+        run(memory, receiver())
+        return "in order" if got in (b"abcd", b"abcdefgh", b"abcdefghij") else bytes(got)
+    return memory, [sender(), receiver()], outcome
+
+
+def test_bytes_that_are_lent_to_others_go_before_what_they_write():
+    def act(w):
+        lent = yield from K.lend(w.handles[0])
+        if lent == 1:                                         # what others do is behind us
+            yield from K.send_kernel(w.handles[0], w.directions[0], w.buffers[0] + 4, 4, 0)
+    judge(explore(lambda: behind(K, act), 2), LANES)
+
+
+@pytest.mark.parametrize("takes", [3, 5, 1 << 30])
+def test_a_full_ring_behind_the_kernel_lane_goes_there(takes):
+    def act(w):
+        yield from K.send_some(w.handles[0], w.buffers[0] + 4, 4, 0)
+        yield from K.send_some(w.handles[0], w.buffers[0] + 8, 2, OVERFLOW)
+    judge(explore(lambda: behind(K, act, takes), 2), LANES)
+
+
+def test_a_bound_that_is_taken_back_from_a_reading_receiver_is_found():
+    wrong = planted(take="def take(lock, holder):\n    return 1")
+
+    def act(w):
+        yield from wrong.lend(w.handles[0])
+    assert set(explore(lambda: behind(wrong, act), 2)) - set(LANES)
+
+
 # ---- a process is killed while it moves bytes ----------------------------------------------------------------
 
 HEIR = PAIR_SIZE * 8                 # address of its handle
 
 
-def dying(k, steps, heir, takes=1 << 30):
+def dying(k, steps, heir, takes=1 << 30, ahead=False):
     """The mover of `spilling`, killed before one of its steps || the receiver || who shares the sending end, if `heir`.
 
-    The bytes lie in two pieces; the kernel takes at most `takes`.  Outcome: what is wrong, or "all", once the receiver
+    The bytes lie in two pieces; the kernel takes at most `takes`.  If `ahead` the first of them is unread in the kernel
+    lane, and the others are in the ring behind it.  Outcome: what is wrong, or "all", once the receiver
     has read to the end.
     """
     memory, w = plain(8, takes)
@@ -210,6 +262,12 @@ def dying(k, steps, heir, takes=1 << 30):
         memory.set(way + field, value)
     memory.write(w.rings[0] + 6, b"ab")
     memory.write(w.rings[0], b"cd")
+    if ahead:
+        for field, value in ((D.tail, 6), (D.nb, 0), (D.passed, 0), (D.run_start, 6)):
+            memory.set(way + field, value)
+        run(memory, k.send_kernel(w.handles[0], way, w.rings[0] + 6, 1, 0))
+        run(memory, k.end_run(w.handles[0], way))
+        memory.set(way + D.tail, 10)
     memory.write(w.buffers[0], b"ef")
     memory.areas.append((HEIR, 512))
     for field in H:
@@ -265,11 +323,11 @@ def dying(k, steps, heir, takes=1 << 30):
     return memory, [mover, receiver(), *[sender()] * heir], outcome
 
 
-def deaths(k, heir, takes, preemptions):
+def deaths(k, heir, takes, preemptions, ahead=False):
     """Return what was found for all steps that the mover can be killed at."""
     found = set()
     for steps in range(100):
-        here = set(explore(functools.partial(dying, k, steps, heir, takes), preemptions))
+        here = set(explore(functools.partial(dying, k, steps, heir, takes, ahead), preemptions))
         found |= here
         if not any(was_killed for was_killed, _ in here):
             return found
@@ -279,6 +337,18 @@ def deaths(k, heir, takes, preemptions):
 @pytest.mark.parametrize(("takes", "heir"), [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (1, 1), (3, 1)])
 def test_bytes_that_a_dead_process_was_moving_arrive_once(takes, heir):
     assert deaths(K, heir, takes, 1 if heir else 2) == {(True, "all"), (False, "all")}
+
+
+@pytest.mark.parametrize(("takes", "heir"), [(1, 0), (2, 0), (4, 0), (2, 1), (4, 1)])
+def test_bytes_that_a_dead_process_was_moving_behind_others_arrive_once(takes, heir):
+    assert deaths(K, heir, takes, 1, ahead=True) == {(True, "all"), (False, "all")}
+
+
+def test_a_run_that_goes_on_and_is_noted_anew_is_found():
+    source = inspect.getsource(spill.spill.py_func)
+    source = source.replace("if not ahead:", "if True:").replace("if ahead else", "if 0 else")
+    wrong = planted(spill=source[source.index("def spill"):])
+    assert deaths(wrong, 1, 2, 1, ahead=True) - {(True, "all"), (False, "all")}
 
 
 AFTERWARDS = """

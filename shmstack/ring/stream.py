@@ -130,6 +130,19 @@ def set_bound(direction, position):
 
 
 @kernel
+def last_bound(direction):
+    """Return the position of the bound that was set last."""
+    return load(direction + _D.bound0 + 8 * ((load(direction + _D.nb) - 1) & 3))
+
+
+@kernel
+def drop_bound(direction):
+    """Take back the bound that was set last, before the receiver, which is locked out, came to it."""
+    store_release(direction + _D.nb, load(direction + _D.nb) - 1)
+    return 0
+
+
+@kernel
 def lane_end(direction):
     """Return the position at which the receiver's present lane ends, or -1 while it is open (SYNC bound)."""
     passed = load(direction + _D.passed)

@@ -225,18 +225,6 @@ class Attachment:
         if self.follow(must=False) or self.rx != rx:          # it was said where nobody looks any more
             self.rest(bell if bell in (RING, KERNEL) else KERNEL)
 
-    def expose(self) -> None:
-        """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
-        for poller in self.watchers:
-            poller.exposing(self)
-        self.lent = self.exposed = True
-        self.exposed_at = _native.call.load(self.rx + _D.head)
-        self.rest(KERNEL)
-        if self.joined:
-            if not _native.call.lend(self.handle):            # he may write there too
-                self._through(self.tx + _D.tx_lock)           # a dead process may hold the lock
-                _native.call.lend(self.handle)
-
     def read_by_us(self) -> bool:
         """Return whether the program receives through us, or did since its last `fileno()`."""
         if self.exposed and _native.call.load(self.rx + _D.head) != self.exposed_at:

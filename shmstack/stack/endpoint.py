@@ -24,6 +24,7 @@ from shmstack.tcp.state import Event, State
 SYN_SENT = State.SYN_SENT
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
 _HAND_BACK_SECONDS = 1.0            # a peer sleeps no longer than 0.8 beside threads that may have sent
+_LEND_TRIES = 100                                           # locks are held for one copy
 _RCVBUF = 1 << 17                                           # what Linux starts with (tcp_rmem)
 
 _GRACE_NS = 100_000_000
@@ -178,6 +179,26 @@ class Endpoint(Transfer):
         self._done_with()
         endpoints.discard(self)
 
+    # ---- somebody else with the descriptor
+
+    def expose(self) -> None:
+        """Somebody is given the descriptor: from now on the kernel must see the input, until a call waits again."""
+        for poller in self.watchers:
+            poller.exposing(self)
+        self.lent = self.exposed = True
+        self.exposed_at = _native.call.load(self.rx + _D.head)
+        self.rest(KERNEL)
+        if self.joined:
+            self.lend()
+
+    def lend(self) -> None:
+        """Somebody may write to the descriptor: all that was sent goes before that, if the lifeline has room for it."""
+        for _ in range(_LEND_TRIES):
+            if _native.call.lend(self.handle):
+                break
+            self._through(self.tx + _D.tx_lock)               # others send or receive now, or a dead process has a lock
+            self._through(self.tx + _D.rx_lock)
+
     # ---- buffers
 
     def set_buffers(self, send: int, receive: int) -> None:
@@ -210,6 +231,12 @@ class Endpoint(Transfer):
         _native.call.store(self.handle + _H.me, self.stack.holder)
         _native.call.store(self.handle + _H.users, 0)
         _native.call.store(self.handle + _H.deep, 0)
+
+    def leave(self) -> None:
+        """Before `os._exit`: who else holds this end has it to himself; if nobody does the kernel ends the connection."""
+        native, holders = _native.call, self.tcb + _T.holders
+        if self.open and self.pid == os.getpid() and not native.load(self.handle + _H.dead) and native.load(holders) > 1:
+            native.fetch_add(holders, -1)
 
     def __del__(self) -> None:
         if getattr(self, "handle", 0) and os is not None:     # it is at the very end of the interpreter

@@ -79,11 +79,17 @@ def send_ring(h, tx, source, size):
 
 @kernel
 def overflow(h, tx, source, size, flags):
-    """Go on in the kernel lane because the ring is full; return the count or -errno."""
+    """Go on in the kernel lane because the ring is full; return the count or -errno.
+
+    Behind a receiver that has yet to come to the ring all goes there: it is the kernel that says whether there is room.
+    """
     if outstanding(tx) != 0:
-        return -EAGAIN
+        spill(h, tx)
+        if load(tx + _D.nb) & 1:
+            return -EAGAIN
+    else:
+        begin_run(h, tx, load(tx + _D.tail))
     fetch_add(load(h + _H.counters) + _OVERFLOWS, 1)
-    begin_run(h, tx, load(tx + _D.tail))
     keep_short(h)
     return send_kernel(h, tx, source, size, flags)
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from shmstack._jit import cas, fetch_add, kernel, load, load_acquire, store_release
 from shmstack.ring.lock import take, unlock
-from shmstack.ring.stream import outstanding, pass_bounds, set_bound
+from shmstack.ring.stream import drop_bound, last_bound, outstanding, pass_bounds, set_bound
 from shmstack.shm.layout import COUNTERS, DIRECTION
 from shmstack.tcp.codes import MSG_DONTWAIT, MSG_NOSIGNAL
 from shmstack.tcp.handle import HANDLE
@@ -51,29 +51,36 @@ def push(h, position, tail):
 def spill(h, tx):
     """Move unread bytes from the ring to the kernel lane, for a receiver that looks only there.
 
-    The caller holds `tx_lock`.  Only a receiver that has gone through all bounds and isn't reading at this moment
-    can be served; one that hasn't will read the lifeline and then the ring by itself.  Returns bytes moved.
+    The caller holds `tx_lock`.  A receiver that is reading at this moment can't be served: it looks again by itself.  Of
+    one that has yet to come to where the ring's bytes begin, that bound is taken back: they continue the kernel lane.
+    Returns bytes moved.
     """
     if not take(tx + _D.rx_lock, load(h + _H.me)):
         return 0
     head, tail = load_acquire(tx + _D.head), load(tx + _D.tail)
     pass_bounds(tx, head)
-    position = head
-    if outstanding(tx) == 0 and load(tx + _D.nb) & 1 and 0 <= head < tail and tail - head <= load(h + _H.capacity):
-        base = kernel_written(h)
+    ahead = outstanding(tx) != 0
+    first = last_bound(tx) if ahead else head
+    position = first
+    if load(tx + _D.nb) & 1 and 0 <= head <= first < tail and tail - first <= load(h + _H.capacity):
+        base = load(tx + _D.run_base) if ahead else kernel_written(h)
         if base >= 0:
-            store_release(tx + _D.run_start, head)
-            store_release(tx + _D.run_base, base)
+            if not ahead:                                    # else the run goes on, and a receiver may look where it began
+                store_release(tx + _D.run_start, first)
+                store_release(tx + _D.run_base, base)
             store_release(tx + _D.spilling, tail)
-            set_bound(tx, head)
+            if ahead:
+                drop_bound(tx)
+            else:
+                set_bound(tx, first)
             fetch_add(load(h + _H.counters) + _SPILLS, 1)
-            position = push(h, head, tail)
+            position = push(h, first, tail)
             if position < tail:
                 set_bound(tx, position)
             store_release(tx + _D.spilling, 0)
             pass_bounds(tx, head)                            # so nothing is outstanding if the kernel took nothing
     unlock(tx + _D.rx_lock)
-    return position - head
+    return position - first
 
 
 @kernel

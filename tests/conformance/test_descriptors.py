@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import random
 import select
 import socket
+import time
 
 import pytest
 
+from .remote import at
 from .streams import MIB, pattern, receive_all, receive_exactly
 from .waiting import Background
 
@@ -240,3 +243,46 @@ def test_connections_after_duplicates_were_given_away_do_not_mix(net):
     assert [other.recv(100) for _, other in pairs] == [b"to 0", b"to 1", b"to 2"]
     client.sendall(b"still one")
     assert receive_exactly(server, 9) == b"still one"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_others_write_to_the_descriptor_keeps_its_place(net, pair, seed, tmp_path):
+    """Calls of the socket and of os.*, in any order, against a reader that sleeps, polls and reads as it likes."""
+    client, server = pair()
+    if not isinstance(client, socket.socket):                 # it is in another process
+        client, server = server, client
+    chosen = random.Random(seed)
+    (tmp_path / "file").write_bytes(body := pattern(MIB))
+    wanted = bytearray()
+    reading = Background(at, server, read_in_pieces, seed)
+    with open(tmp_path / "file", "rb") as file:
+        for _ in range(150):
+            how, size = chosen.choice(("send", "send", "write", "writev", "sendfile")), chosen.choice((1, 64, 3000, 200_000))
+            data = body[len(wanted) % MIB:][:size]
+            if how == "send":
+                client.sendall(data)
+            elif how == "write":
+                data = data[:os.write(client.fileno(), data)]
+            elif how == "writev":
+                data = data[:os.writev(client.fileno(), [data[:10], data[10:]])]
+            else:
+                data = data[:os.sendfile(client.fileno(), file.fileno(), len(wanted) % MIB, len(data))]
+            wanted += data
+            if chosen.random() < 0.05:
+                time.sleep(0.002)
+    client.close()
+    assert reading.result() == wanted
+
+
+def read_in_pieces(sock, seed):
+    """Read to the end of the stream, as a reader who is at times ahead and at times behind."""
+    chosen, got = random.Random(-1 - seed), bytearray()
+    while True:
+        if chosen.random() < 0.02:
+            time.sleep(0.003)
+        if chosen.random() < 0.1:
+            select.select([sock.fileno()], [], [])
+        data = sock.recv(chosen.choice((1, 100, 5000, 100_000)))
+        if not data:
+            return got
+        got += data

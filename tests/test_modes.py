@@ -77,17 +77,6 @@ def test_both_ends_land_where_the_table_says_and_every_byte_arrives(client, serv
                 NEW: there not in (mine, theirs)}[expected]
 
 
-def test_new_stacks_are_different_for_each_connection_and_go_away_with_it():
-    one, other = pair(None, 4, 2)
-    with one, other:
-        open_connection(one, other)
-        first = homes(one, other)
-        for process in (one, other):
-            process.call("close")
-        open_connection(one, other)
-        assert homes(one, other) != first
-
-
 @pytest.mark.parametrize(("host", "to", "dual"), [
     ("127.0.0.1", "127.0.0.1", None), ("127.0.0.11", "127.0.0.11", None), ("0.0.0.0", "127.0.0.1", None),
     ("0.0.0.0", "127.0.0.11", None), ("::1", "::1", None), ("::", "::1", False), ("::", "127.0.0.1", True),

@@ -15,7 +15,7 @@ from shmstack import _native
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.shm.layout import DIRECTION, PAIR, TCB
 from shmstack.shm.segment import Segment
-from shmstack.stack import plans, reaping
+from shmstack.stack import plans, reaping, spares
 from shmstack.stack.attachment import endpoints
 from shmstack.stack.transfer import Transfer
 from shmstack.tcp.handle import HANDLE
@@ -136,7 +136,10 @@ class Endpoint(Transfer):
         elif self.ask_after:
             self.ask_after = False
             reaping.reap_pair(self.stack, self.index, self.generation)
-        plans.drop_if_alone(self.stack)
+        if self.stack.pairs_max > spares.PAIRS:
+            plans.drop_if_alone(self.stack)
+        else:
+            spares.done(self.stack)
         self.open = False
 
     def withdraw(self) -> bool:

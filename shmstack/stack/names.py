@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from shmstack.options import Options
 from shmstack.shm import objects
-from shmstack.stack import directory
+from shmstack.stack import directory, spares
 from shmstack.stack import stack as stacks
 from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
@@ -150,6 +150,7 @@ def after_fork_in_child(renew: bool) -> None:
     global _turn
     _turn = threading.RLock()
     lifeline.forget()
+    spares.after_fork_in_child()
     for stack in list(stacks._attached.values()):
         stack.after_fork()
     if renew:

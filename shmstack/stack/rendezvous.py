@@ -15,7 +15,7 @@ from typing import Any
 
 from shmstack import _native, errors
 from shmstack.shm.layout import OFFER, OFFERS
-from shmstack.stack import directory, listening, names, plans, policy, reaping, threads
+from shmstack.stack import directory, listening, names, plans, policy, reaping, spares, threads
 from shmstack.stack.attachment import Spin
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.policy import Home
@@ -29,7 +29,6 @@ _ADAPTIVE_SPIN_NS = 50_000
 ACCEPT_SPIN_NS = 300_000              # at most: between two connections are the end of one and the start of another
 _SLICE_NS = 100_000_000               # longest time without a look at pending signals
 _CORES = os.cpu_count() or 1
-NEW_PAIRS = 2                         # in a stack that is made for one connection
 
 
 def spin(where: str) -> Spin:
@@ -130,7 +129,7 @@ def _open(sock: Any, mine: Stack, theirs: Stack, home: Home, board: bool) -> End
         chosen = names.options()
         if chosen.share_with != mine.share_with:
             chosen = chosen.replace(share_with=mine.share_with)
-        stack = Stack.unnamed(mine.netns, chosen, pairs=NEW_PAIRS)
+        stack = spares.take(mine.netns, chosen)
     timeout, how, native = sock.gettimeout(), spin("tcp_recv"), _native.call
     fd, wait_ns = sock._descriptor(), -1 if timeout is None else int(timeout * 1e9)
     for _ in range(2):
@@ -251,6 +250,6 @@ def _join(sock: Any, listener: Stack, cookie: int, where: tuple[str, int, int], 
     if not handle:
         listener.count("accept_withdrawn")
         return None
-    if stack is not listener and stack.pairs_max > NEW_PAIRS:
-        plans.keep(stack)
+    if stack is not listener:
+        (plans if stack.pairs_max > spares.PAIRS else spares).keep(stack)
     return Endpoint(stack, index, 1, fd, timeout, how, handle)

@@ -7,7 +7,7 @@ from typing import Any
 from perf.channels import Channel
 from shmstack import nocopy
 
-PIECE = 64 * 1024  # a quarter of a ring: so that one side writes while the other reads
+PIECE = 128 * 1024  # half of a ring: one side writes one half while the other reads the other
 
 
 class NocopyChannel(Channel):

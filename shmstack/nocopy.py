@@ -50,11 +50,14 @@ _views: weakref.WeakKeyDictionary[Any, Views] = weakref.WeakKeyDictionary()
 
 
 def _of(sock: Any) -> tuple[Views, Endpoint | None]:
-    views = _views.get(sock)
+    end = getattr(sock, "_endpoint", None)
+    views = end.views if end is not None else None
     if views is None:
         with _turn:
             views = _views.setdefault(sock, Views())
-    return views, getattr(sock, "_endpoint", None)
+        if end is not None:
+            end.views = views                                 # quicker to find
+    return views, end
 
 
 # ---- sending -------------------------------------------------------------------------------------------------
@@ -70,7 +73,6 @@ def reserve(sock: Any, size: int) -> memoryview:
     if size <= 0:
         raise ValueError(f"wanted the number of bytes to reserve, found {size}")
     views, end = _of(sock)
-    views.show_out(None)
     place = room(views, end, size) if end is not None else None
     if place is None:
         place = Place(memoryview(bytearray(min(size, _MOST))))
@@ -151,7 +153,6 @@ def peek(sock: Any, size: int) -> memoryview:
     if size <= 0:
         raise ValueError(f"wanted the number of bytes to look at, found {size}")
     views, end = _of(sock)
-    views.show_in(None)
     while True:
         place = ahead(views, end, size) if end is not None else None
         if place is None and end is not None:

@@ -53,6 +53,7 @@ class Attachment:
 
     open = True                                             # not closed or handed back yet
     home = 0                                                # bell of the poller's waiter that looks after it, if any
+    views: Any = None                                       # what `shmstack.nocopy` has of it
     exposed = False                                         # somebody may poll the descriptor in the kernel
     exposed_at = 0                                          # and had received so many bytes when he was given it
     watchers: tuple[Any, ...] = ()                          # pollers that it is registered with

@@ -33,6 +33,8 @@ class Ring:
 class Place:
     """What a view of this module shows: where it is in the stream, and in which ring; None: memory of our own."""
 
+    __slots__ = ("at", "end", "generation", "pair", "ring", "view")
+
     def __init__(self, view: memoryview, end: Endpoint | None = None, at: int = 0, ring: Ring | None = None) -> None:
         self.view, self.end, self.at, self.ring = view, end, at, ring
         if end is not None:
@@ -66,11 +68,12 @@ class Views:
 
     def show_out(self, place: Place | None) -> None:
         before, self.out = self.out, place
-        for one, pair in ((before, 0), (place, place.pair if place and place.end else 0)):
-            if one is not None and one.end is not None:
-                one.end.written = pair
         if before is not None:
+            if before.end is not None:
+                before.end.written = 0
             before.release()
+        if place is not None and place.end is not None:
+            place.end.written = place.pair
 
     def show_in(self, place: Place | None) -> None:
         before, self.into = self.into, place
@@ -81,7 +84,7 @@ class Views:
 def room(views: Views, end: Endpoint, size: int) -> Place | None:
     """Return a place in the ring, or None if the next bytes go elsewhere (or to find out what is wrong)."""
     native, capacity = _native.call, end.stack.capacity
-    patience = _MOMENT_NS if native.load(end.handle + _H.timeout_ns) else 0
+    patience = -1                                             # not known yet
     for _ in range(_TRIES):
         ring, tail = views.ring(end, _H.tx_ring), native.load(end.tx + _D.tail)
         start = tail & capacity - 1
@@ -90,6 +93,8 @@ def room(views: Views, end: Endpoint, size: int) -> Place | None:
         if found == -FULL:
             end.serve()
             end.look_at_peer()
+            if patience:
+                patience = _MOMENT_NS if native.load(end.handle + _H.timeout_ns) else 0
             if not patience or not native.wait_room(end.handle, least, patience):
                 found = native.reserve(end.handle, tail, 1, size)
             patience = 0

@@ -130,7 +130,7 @@ FUNCTIONS = (
     "register_barrier barrier wake ring_bell now_ns take unlock break_lock pass_bounds outstanding lane_end set_bound "
     "announce spill inherit_sent inherit_received send_some recv_some recv_end lend "
     "wait_arrived wait_room wait_lifeline arrived in_ring load store cas "
-    "swap fetch_add fetch_or set_lowat allocate free touch map unmap back read write send_buffer recv_buffer "
+    "swap fetch_add fetch_or set_lowat under_way allocate free touch map unmap back read write send_buffer recv_buffer "
     "reserve commit look_at give_back "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
     "take_pair release_pair point enter offer established claim withdraw unpost silent finish ended meet "

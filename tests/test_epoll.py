@@ -408,3 +408,59 @@ def test_ring_behind_the_kernel_lane_is_reported_after_it(pairs, epoll):
             break
     assert got == 100_000
     assert epoll.poll(0) == []
+
+
+@pytest.mark.parametrize("size", [1, 264, 5000])
+def test_bytes_in_a_ring_that_was_left_and_taken_again_are_found(pairs, epoll, size):
+    client, server = pairs()
+    epoll.register(number(server), IN)
+    for _ in range(5):
+        client.send(bytes(size))
+        assert epoll.poll(PATIENCE_S) and len(server.recv(size)) == size
+        client.fileno()                                       # whoever has it may write, so the ring is left
+        client.send(bytes(size))
+        assert epoll.poll(PATIENCE_S) and len(server.recv(size)) == size
+        assert not epoll.poll(0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_streams_of_sockets_whose_descriptor_is_asked_for_at_any_time_are_whole(pairs, seed):
+    """Both ends send, receive and call fileno() as they like, each with its set; every byte comes, and in order."""
+    total, failed = 400_000, []
+
+    def side(sock, mine, theirs):
+        chosen, sent, got, asks = random.Random(mine), 0, 0, 0
+        out, into = random.Random(f"bytes {mine}").randbytes(total), random.Random(f"bytes {theirs}").randbytes(total)
+        with select.epoll() as watching:
+            watching.register(number(sock), IN | OUT)
+            while sent < total or got < total:
+                events = watching.poll(PATIENCE_S)
+                if not events:
+                    failed.append((mine, sent, got))
+                    return
+                if chosen.random() < 0.2:
+                    sock.fileno()
+                    asks += 1
+                if events[0][1] & IN:
+                    data = sock.recv(chosen.choice((1, 100, 30_000)))
+                    if into[got:got + len(data)] != data or not data:
+                        failed.append((mine, sent, got, "bytes"))
+                        return
+                    got += len(data)
+                if events[0][1] & OUT and sent < total:
+                    sent += sock.send(out[sent:sent + chosen.choice((1, 264, 70_000))])
+                elif sent == total:
+                    watching.modify(number(sock), IN)
+                if chosen.random() < 0.01:
+                    time.sleep(0.003)
+        assert asks
+
+    client, server = pairs()
+    names = [f"{seed} client", f"{seed} server"]
+    sides = (client, *names), (server, *names[::-1])
+    threads = [threading.Thread(target=side, args=each) for each in sides]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed

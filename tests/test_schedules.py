@@ -319,7 +319,8 @@ def dying(k, steps, heir, takes=1 << 30, ahead=False):
         wanted = b"abcdef" if sent == 2 else b"abcde" if sent == 1 else b"abcd"
         return was_killed, "all" if got == wanted else bytes(got)
 
-    mover = killed(memory, 1, k.announce(w.handles[0], way), steps, () if heir else (0,))
+    moving = k.lend(w.handles[0]) if ahead else k.announce(w.handles[0], way)
+    mover = killed(memory, 1, moving, steps, () if heir else (0,))
     return memory, [mover, receiver(), *[sender()] * heir], outcome
 
 
@@ -352,7 +353,7 @@ def test_a_run_that_goes_on_and_is_noted_anew_is_found():
 
 
 AFTERWARDS = """
-def spill(h, tx):
+def spill(h, tx, behind):
     if not take(tx + _D.rx_lock, load(h + _H.me)):
         return 0
     head, tail = load_acquire(tx + _D.head), load(tx + _D.tail)
@@ -473,7 +474,7 @@ def test_a_receiver_never_sleeps_on_the_lifeline_through_a_message():
 
 
 def test_a_sender_that_does_not_move_its_bytes_to_the_lifeline_is_found():
-    wrong = planted(spill="def spill(h, tx):\n    return 0")
+    wrong = planted(spill="def spill(h, tx, behind):\n    return 0")
     assert FOREVER in explore(lambda: sleeper(wrong, LONG), 2)
 
 

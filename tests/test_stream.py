@@ -139,7 +139,8 @@ def feed(place, rounds):
         for field, side, value in scribbles:
             place.store(w.directions[side] + getattr(D, field), value)
         for name, side in CALLS:
-            args = (w.buffers[side], 8, OVERFLOW) if name[4:5] == "_" else (w.directions[side],)
+            spilling = (w.directions[side], int(len(scribbles) & 1)) if name == "spill" else (w.directions[side],)
+            args = (w.buffers[side], 8, OVERFLOW) if name[4:5] == "_" else spilling
             got = place.call(name, w.handles[side], *args)
             assert got <= max(8, CAPACITY) or name in ("announce", "spill")
         for name in ("pass_bounds", "lane_end", "outstanding"):

@@ -162,6 +162,17 @@ def pass_bounds(direction, head):
 
 
 @kernel
+def lane_at(direction, head):
+    """Return what `pass_bounds` would, without a step."""
+    bounds, passed = load_acquire(direction + _D.nb), load(direction + _D.passed)
+    for _ in range(BOUNDS):
+        if bounds == passed or load_acquire(direction + _D.bound0 + 8 * (passed & 3)) != head:
+            break
+        passed += 1
+    return passed & 1
+
+
+@kernel
 def outstanding(direction):
     """Return how many bounds the sender has set that the receiver has not gone through."""
     return load(direction + _D.nb) - load_acquire(direction + _D.passed)

@@ -56,7 +56,7 @@ class Endpoint(Transfer):
         self._through(self.tx + _D.tx_lock)
         if native.take(self.tx + _D.tx_lock, self.stack.holder):
             if native.load(self.tx + _D.nb) & 1 and self.joined:
-                native.spill(self.handle, self.tx)
+                native.spill(self.handle, self.tx, 1)
             native.unlock(self.tx + _D.tx_lock)
 
     def shutdown_receive(self) -> None:

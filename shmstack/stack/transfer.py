@@ -4,7 +4,9 @@ The fast path (`tcp.method`) answers from the ring or waits a moment; all else c
 kernel lane, the end of the stream, a full ring, a lock whose holder died, a peer that was killed.
 
 A blocking call here is a loop of bounded waits.  Between two of them the interpreter runs signal handlers, and the
-lifeline is asked whether the peer still exists.  A receive that waited in vain for a while sleeps on the lifeline itself.
+lifeline is asked whether the peer still exists.  A signal that comes just there doesn't end a send that took a part of
+its bytes, as one in a wait does; one whose handler raises always does.  A receive that waited in vain for a while sleeps
+on the lifeline itself.
 """
 from __future__ import annotations
 
@@ -32,6 +34,7 @@ MSG_NOSIGNAL, MSG_PEEK, MSG_WAITALL = (
 _H, _D = HANDLE.at, DIRECTION.at
 _EAGAIN = errno.EAGAIN
 _POLLIN, _POLLOUT, _POLLRDHUP = 1, 4, 0x2000
+_MOMENT_NS = 1_000_000
 _ROOM_NS = 20_000_000                                       # a sender waits this long for the ring before it overflows
 _PIECE = 1 << 18
 _TRIES = 200                                                # at a lock, by a call that must not wait; each is 0.1 ms or more
@@ -205,6 +208,10 @@ class Transfer(Attachment):
                 continue
             if new == -LOOK and not ask and (native.load(self.rx + _D.fin) or not wait.may_wait()):
                 ask = 1                                       # empty: the kernel says whether the stream ended
+                continue
+            if new == -_EAGAIN and tries < _TRIES // 10 and not wait.may_wait() and native.under_way(handle):
+                tries += 1                                    # its arrival was told already, perhaps
+                native.wait_lifeline(handle, _POLLIN, _MOMENT_NS)
                 continue
             try:
                 if new not in (-LOOK, -MEND, -_EAGAIN, -errno.EINTR):

@@ -75,7 +75,7 @@ def choose_lane(h, tx, size):
     if load(tx + _D.nb) & 1:
         if wish == 0:
             return RING_LANE
-        spill(h, tx)
+        spill(h, tx, 0)
         if load(tx + _D.nb) & 1:
             if outstanding(tx) != 0 or load_acquire(tx + _D.head) != tail:
                 return RING_LANE

@@ -60,7 +60,7 @@ for _kernel in (
         doorbell.register_barrier, doorbell.barrier, doorbell.wake, doorbell.ring_bell, doorbell.now_ns,
         lock.take, lock.unlock, lock.break_lock,
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
-        loopback.announce, spill.spill, spill.inherit_sent, spill.inherit_received, lane.set_lowat,
+        loopback.announce, spill.spill, spill.inherit_sent, spill.inherit_received, lane.set_lowat, lane.under_way,
         loopback.send_some, loopback.recv_some, loopback.recv_end, lend.lend,
         wait.wait_arrived, wait.wait_room, wait.wait_lifeline, spin.arrived, spin.in_ring,
         inplace.reserve, inplace.commit, inplace.look_at, inplace.give_back,

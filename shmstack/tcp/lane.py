@@ -180,6 +180,19 @@ def read_by_others(h, rx):
 
 
 @kernel
+def under_way(h):
+    """Return 1 if bytes that were sent in the kernel lane, which is the present one, have not come here yet.
+
+    A segment may wait a moment on its way, where another thread has the socket; and bytes that were in the ring when
+    their arrival was told may have been moved since.
+    """
+    rx = load(h + _H.rx)
+    if lane_end(rx) >= 0 or load(rx + _D.passed) & 1:
+        return 0
+    return 1 if 0 <= read_by_others(h, rx) < load_acquire(rx + _D.tail) and queued(h) == 0 else 0
+
+
+@kernel
 def nothing_more(rx, head, got):
     """The open kernel lane ends here, or is empty: return `got`, or why that isn't all.
 

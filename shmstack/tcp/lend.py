@@ -29,7 +29,7 @@ def lend(h):
         return 1
     if not take(tx + _D.tx_lock, load(h + _H.me)):
         return 0
-    spilled = spill(h, tx)
+    spilled = spill(h, tx, 1)
     if load(tx + _D.nb) & 1 and outstanding(tx) == 0 and load_acquire(tx + _D.head) == load(tx + _D.tail):
         begin_run(h, tx, load(tx + _D.tail))
     lent = 1 if load(tx + _D.nb) & 1 == 0 else 2 if spilled else 0

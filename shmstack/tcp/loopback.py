@@ -84,7 +84,7 @@ def overflow(h, tx, source, size, flags):
     Behind a receiver that has yet to come to the ring all goes there: it is the kernel that says whether there is room.
     """
     if outstanding(tx) != 0:
-        spill(h, tx)
+        spill(h, tx, 1)
         if load(tx + _D.nb) & 1:
             return -EAGAIN
     else:
@@ -111,7 +111,7 @@ def announce(h, tx):
         if load_acquire(waiter + _W.asleep) == 0:
             return 0
     if take(tx + _D.tx_lock, load(h + _H.me)):
-        spill(h, tx)
+        spill(h, tx, 0)
         unlock(tx + _D.tx_lock)
     return 1
 

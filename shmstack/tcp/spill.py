@@ -48,12 +48,15 @@ def push(h, position, tail):
 
 
 @kernel
-def spill(h, tx):
-    """Move unread bytes from the ring to the kernel lane, for a receiver that looks only there.
+def spill(h, tx, behind):
+    """Move unread bytes from the ring to the kernel lane, for a receiver that looks only there; return how many.
 
-    The caller holds `tx_lock`.  A receiver that is reading at this moment can't be served: it looks again by itself.  Of
-    one that has yet to come to where the ring's bytes begin, that bound is taken back: they continue the kernel lane.
-    Returns bytes moved.
+    The caller holds `tx_lock`.  A receiver that is reading at this moment can't be served: it looks again by itself.
+
+    Parameters
+    ----------
+    behind : what to do for a receiver that has yet to come to where the ring's bytes begin.  0: nothing, it reads the
+        lifeline and then the ring by itself.  1: take that bound back, so that they continue the kernel lane
     """
     if not take(tx + _D.rx_lock, load(h + _H.me)):
         return 0
@@ -62,7 +65,8 @@ def spill(h, tx):
     ahead = outstanding(tx) != 0
     first = last_bound(tx) if ahead else head
     position = first
-    if load(tx + _D.nb) & 1 and 0 <= head <= first < tail and tail - first <= load(h + _H.capacity):
+    may = load(tx + _D.nb) & 1 and (behind or not ahead)
+    if may and 0 <= head <= first < tail and tail - first <= load(h + _H.capacity):
         base = load(tx + _D.run_base) if ahead else kernel_written(h)
         if base >= 0:
             if not ahead:                                    # else the run goes on, and a receiver may look where it began

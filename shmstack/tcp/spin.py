@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from shmstack._jit import kernel, load, load_acquire, pause, prefetch, store
 from shmstack.ring.doorbell import now_ns, unfence
-from shmstack.ring.stream import lane_end, room, window
+from shmstack.ring.stream import lane_at, room, window
 from shmstack.shm.layout import DIRECTION
 from shmstack.tcp.budget import give_way
 from shmstack.tcp.handle import HANDLE
@@ -31,10 +31,7 @@ def arrived(h):
 def in_ring(h):
     """Return 1 if the next byte to be received comes by the ring, as far as is known now."""
     rx = load(h + _H.rx)
-    lane = load(rx + _D.passed) & 1
-    if lane_end(rx) == load(rx + _D.head):
-        lane = 1 - lane
-    return lane
+    return lane_at(rx, load(rx + _D.head))
 
 
 @kernel

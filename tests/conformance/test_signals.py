@@ -144,34 +144,33 @@ def test_signal_ends_a_wait_for_all_with_what_has_come(net):
     server.sendall(b"abc")
     done = threading.Event()
 
-    def stop(*_):
-        done.set()
-
-    with handler(stop):
-        waiting = Background(poke_when_taken, client, done)
+    with handler(lambda *_: None):
+        poking = Background(poke_when_taken, client, done)
         assert client.recv(10, socket.MSG_WAITALL) == b"abc"
-        waiting.result()
+        done.set()
+        poking.result()
 
 
 def test_signal_ends_a_send_with_what_it_took(net):
     client, server = net.pair()
     done = threading.Event()
-    with handler(lambda *_: done.set()):
+    with handler(lambda *_: None):
         poking = Background(poke_when_full, client, done)
         sent = client.send(pattern(64 * MIB))
+        done.set()
         poking.result()
     assert 0 < sent < 64 * MIB
     assert receive_exactly(server, sent) == pattern(64 * MIB)[:sent]
 
 
 def poke_when_full(sock, done) -> None:
-    """Send signals until one came, but not before the waiting call has sent something."""
+    """Send signals until the waiting call is over, but not before it has sent something."""
     eventually(lambda: ask(sock, termios.TIOCOUTQ) > 0, "the waiting call sent")
     poke_until(done)
 
 
 def poke_when_taken(sock, done) -> None:
-    """Send signals until one came, but not before the waiting call has taken what there is."""
+    """Send signals until the waiting call is over, but not before it has taken what there is."""
     eventually(lambda: ask(sock, termios.FIONREAD) == 0, "the waiting call took the bytes")
     poke_until(done)
 

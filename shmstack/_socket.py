@@ -95,6 +95,7 @@ class socket(Modes, metaclass=_Kind):
         end, self._endpoint = self._endpoint, None
         if end is not None:
             del self._handle
+            watch.dropped(end)
             if _held.get(end.cookie) is end:
                 del _held[end.cookie]
         return end
@@ -191,8 +192,9 @@ class socket(Modes, metaclass=_Kind):
     def accept(self) -> tuple[socket, Any]:
         if self._records is not None or _base.getsockopt(self, _stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):
             self._list()
-        fd, address, self._patience = rendezvous.accept(self, self._patience)
-        self._list()                                          # it may have gone while we waited
+        fd, address, self._patience, soon = rendezvous.accept(self, self._patience)
+        if not soon:
+            self._list()                                      # it may have gone while we waited
         made = socket(_family(self), _type(self), self.proto, fileno=fd)
         made._buffers = self._buffers                         # the kernel's are inherited too
         if made._endpoint is None and made._may_accelerate():

@@ -1,7 +1,8 @@
-"""Round trips make no system call on either side, once both ends know each other and spinning is on."""
+"""Round trips make no system call on either side, once both ends know each other and spinning is on; no wait sleeps."""
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 from process import Process
@@ -37,3 +38,20 @@ def test_round_trips_make_no_system_call(tmp_path):
                 if found[-1] == [[], []]:
                     return
     assert found == [[[], []]]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_wait_for_the_first_bytes_does_not_sleep(tmp_path):
+    """Nothing came by either lane yet, but it will come by the ring."""
+    log = tmp_path / "server"
+    trace = ["strace", "-f", "-qq", "-o", str(log)]
+    with Process(EF_POLL_USEC=SPIN_USEC) as client, Process(prefix=trace, EF_POLL_USEC=SPIN_USEC) as server:
+        client.call("connect", server.call("listen"))
+        server.call("accept")
+        server.start("answer_marked", 64, 1)
+        while "PRIO_PGRP" not in log.read_text():
+            time.sleep(0.01)
+        time.sleep(0.05)                                      # now it waits; if not yet, it has less to do wrong
+        client.call("ask_marked", 64, 1)
+        server.result()
+    assert not [line for line in calls(log) if "FUTEX_WAIT" in line or "membarrier" in line]

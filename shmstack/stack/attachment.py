@@ -73,7 +73,7 @@ class Attachment:
                  timeout: float | None, spin: Spin, handle: int = 0) -> None:
         native = _native.call
         self.stack, self.index, self.side, self.pid = stack, index, side, os.getpid()
-        self.inside = set[int]()                              # threads in slow calls
+        self.inside: set[int] = set()                         # threads in slow calls
         self.counted, self.declared = handle != 0, -1 if timeout is None else int(timeout * 1e9)
         self.handle = handle or native.enter(stack.facts, index, side, fd, spin.ns, spin.adapts)
         self._note()

@@ -30,20 +30,30 @@ ACCEPT_SPIN_NS = 300_000              # at most: between two connections are the
 _SLICE_NS = 100_000_000               # longest time without a look at pending signals
 _CORES = os.cpu_count() or 1
 
+_spins: tuple[Any, dict[str, Spin]] = None, {}                # by the kind of wait, as these options say
+
 
 def spin(where: str) -> Spin:
     """Return how a wait of this kind spins: as EF_SPIN_USEC and friends say, or about as long as a wake-up costs.
 
     One core: not at all, the peer could not answer meanwhile.
     """
-    chosen = names.options().spin_ns(where)
-    if chosen is not None:
-        return Spin(1 << 60 if chosen < 0 else chosen, False)
-    return Spin(_ADAPTIVE_SPIN_NS if _CORES > 1 else 0, True)
+    global _spins
+    options = names.options()
+    if _spins[0] is not options:
+        _spins = options, {}
+    how = _spins[1].get(where)
+    if how is None:
+        chosen = options.spin_ns(where)
+        how = Spin(1 << 60 if chosen < 0 else chosen, False) if chosen is not None \
+            else Spin(_ADAPTIVE_SPIN_NS if _CORES > 1 else 0, True)
+        _spins[1][where] = how
+    return how
 
 
-def accept(sock: Any, lately: int) -> tuple[int, Any, int]:
-    """Wait for a connection and take it from the kernel; return (descriptor, address, how long to spin the next time).
+def accept(sock: Any, lately: int) -> tuple[int, Any, int, bool]:
+    """Wait for a connection and take it from the kernel; return (descriptor, address, how long to spin the next time,
+    whether it was there soon).
 
     Parameters
     ----------
@@ -52,12 +62,12 @@ def accept(sock: Any, lately: int) -> tuple[int, Any, int]:
     timeout, own = sock.gettimeout(), threads.own("tcp_accept") if threads.said else None
     how = spin("tcp_accept") if own is None else Spin(own, False)
     if timeout == 0 or how.ns == 0:
-        return *sock._accept(), lately
+        return *sock._accept(), lately, timeout == 0
     began, limit = time.monotonic_ns(), _SLICE_NS if timeout is None else int(timeout * 1e9)
     _native.call.spin_accept(sock._descriptor(), min(limit, lately if how.adapts else how.ns, _SLICE_NS), how.adapts)
     found = sock._accept()
-    useful = time.monotonic_ns() - began < ACCEPT_SPIN_NS
-    return *found, min(2 * lately + 1000, ACCEPT_SPIN_NS) if useful else lately // 2
+    soon = time.monotonic_ns() - began < ACCEPT_SPIN_NS
+    return *found, min(2 * lately + 1000, ACCEPT_SPIN_NS) if soon else lately // 2, soon
 
 
 def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:

@@ -1,9 +1,9 @@
 """Who looks after which socket: descriptors of accelerated connections, and the waiters of a stack.
 
 A poller knows descriptors, a stack knows endpoints.  `endpoint(fd)` leads from one to the other, for sockets of this
-process that live; `taken` and `Endpoint.close` keep it true, so a number that the kernel gives out again never finds
-the connection that had it before.  Sockets often become accelerated after they were registered (a connect that is
-under way): `taken` tells every open poller.
+process that live; `taken`, `dropped` and `Endpoint.close` keep it true, so a number that the kernel gives out again
+never finds the connection that had it before.  Sockets often become accelerated after they were registered (a connect
+that is under way): `taken` tells every open poller.
 
 A *waiter* is one row of a stack's table: a word that says whether its poller sleeps in the kernel, and a bit for each
 endpoint of the stack.  It belongs to one poller of one process, named by the process' slot, so the rows of a killed
@@ -26,35 +26,45 @@ from shmstack.stack.stack import Stack
 _W = WAITER.at
 _MEMBER, _ENTRY = 16, 32             # tcp.ready
 
-_by_fd: weakref.WeakValueDictionary[int, Endpoint] = weakref.WeakValueDictionary()
+_by_fd: dict[int, weakref.ref[Endpoint]] = {}         # a WeakValueDictionary takes longer than all else in `taken`
 pollers: set[Any] = set()             # the open ones of this process
 
 
 def endpoint(fd: int) -> Endpoint | None:
     """Return the endpoint of this process whose lifeline has descriptor `fd`."""
-    end = _by_fd.get(fd)
+    known = _by_fd.get(fd)
+    end = known() if known is not None else None
     return end if end is not None and end.open and end.owner() is not None else None
 
 
 def some() -> bool:
-    """Return whether this process has any accelerated socket."""
+    """Return whether this process may have any accelerated socket."""
     return bool(_by_fd)
 
 
 def taken(end: Endpoint) -> None:
     """Note that a socket is accelerated from now on."""
     fd = end.fd
-    _by_fd[fd] = end
+    _by_fd[fd] = weakref.ref(end)
     if pollers:
         _make_room_for(end)
         for poller in tuple(pollers):
             poller.taken(fd, end)
 
 
+def dropped(end: Endpoint) -> None:
+    """Note that a socket is not accelerated any more."""
+    fd = end.fd
+    known = _by_fd.get(fd)
+    if known is not None and known() is end:
+        del _by_fd[fd]
+
+
 def _make_room_for(end: Endpoint) -> None:
     # A duplicate: there is one bell for both, so whoever had it looks in the kernel from now on.
-    for other in tuple(_by_fd.values()) if end.held_by_others() else ():
-        if other is not end and other.home and other.pair == end.pair and other.side == end.side:
+    for known in tuple(_by_fd.values()) if end.held_by_others() else ():
+        other = known()
+        if other is not None and other is not end and other.home and other.pair == end.pair and other.side == end.side:
             for poller in tuple(other.watchers):
                 poller.leave_to_kernel(other.fd, other)
 

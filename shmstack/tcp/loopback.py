@@ -26,7 +26,7 @@ from numba import types
 
 from shmstack._jit import extern, fetch_add, fetch_or, kernel, load, load_acquire, store_release
 from shmstack.ring.bell import FUTEX, RING, WAITER
-from shmstack.ring.doorbell import barrier, before_bell, ring_bell
+from shmstack.ring.doorbell import before_bell, ring_bell
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
@@ -248,8 +248,8 @@ def recv_end(h, to, size, flags):
         if got < 0:
             got = told(h)
         else:
-            # A sender that counts sets the bound before it sends, and the tail before it closes.  So look again.
-            barrier()
+            # A sender that counts sets the bound before it sends, and the tail before it closes.  So look again: the
+            # kernel's lock on the lifeline, which both of us took, has its words come before the FIN.
             if pass_bounds(rx, load(rx + _D.head)) == 0 or readable(rx, load(rx + _D.head), capacity) != 0:
                 got = -CHANGED
             elif got > 0:

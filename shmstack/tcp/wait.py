@@ -66,15 +66,31 @@ def poll_lifeline(h, events, limit_ns):
 
 
 @kernel
+def joined(h):
+    """Return 1 once both ends may write to their rings."""
+    return 1 if load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED else 0
+
+
+@kernel
+def by_ring(h, both):
+    """Return 1 if the ring is where to look for input: it comes there, or will, as nothing is under way elsewhere.
+
+    Parameters
+    ----------
+    both : whether the ends have joined
+    """
+    rx = load(h + _H.rx)
+    return 1 if in_ring(h) or (both and load_acquire(rx + _D.tail) == load(rx + _D.head)) else 0
+
+
+@kernel
 def sleep_arrived(h, limit_ns):
     """Sleep on the bell (ring) or in the kernel (for long, before the peer has joined, or bytes are in the lifeline).
 
     Returns 1 if something came, 0 at the limit, -EINTR at a signal.
     """
     rx = load(h + _H.rx)
-    bell = rx + _D.bell
-    joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
-    ring = in_ring(h) or (joined and load_acquire(rx + _D.tail) == load(rx + _D.head))
+    bell, ring = rx + _D.bell, by_ring(h, joined(h))
     if ring and limit_ns <= MOST_ON_BELL_NS and load(h + _H.deep) == 0:
         store(h + _H.awake, 0)
         swap(bell, FUTEX)
@@ -119,17 +135,17 @@ def wait_arrived(h, limit_ns):
     Call with the GIL; it is released while this waits.
     """
     rx = load(h + _H.rx)
-    joined = load_acquire(load(h + _H.pair) + _P.state) == ESTABLISHED
-    if joined and load(rx + _D.bell) in (KERNEL, DEEP) and load(h + _H.deep) == 0:
+    both = joined(h)
+    if both and load(rx + _D.bell) in (KERNEL, DEEP) and load(h + _H.deep) == 0:
         store_release(rx + _D.bell, load(h + _H.bell) if load(h + _H.bell) >= WAITER else RING)
     # Before the peer has joined too: its first answer then comes by the ring, and need not wake us.
-    lane = in_ring(h) or not joined
+    lane = not both or by_ring(h, both)
     if lane and spin_held(h):
         return 1
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    spin = min(spin_budget(h, RECV) if joined else join_budget(h), limit_ns) if lane else 0
+    spin = min(spin_budget(h, RECV) if both else join_budget(h), limit_ns) if lane else 0
     began = now_ns()
     if spin > 0:
         came = spin_arrived_ns(h, spin)
@@ -140,7 +156,7 @@ def wait_arrived(h, limit_ns):
     elif came:
         learn(h, 1)
         stays_awake(h)
-    if not joined:
+    if not both:
         learn_join(came > 0 and now_ns() - began < MOST_JOIN_SPIN_NS)
     _restore_thread(state)
     if load(h + _H.bell) >= WAITER and not load(h + _H.dead):

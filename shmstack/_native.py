@@ -171,6 +171,9 @@ def methods(cls: type, slot: str, slow: dict[str, Any]) -> None:
     offset = ctypes.c_ssize_t.from_address((definition or 0) + 16).value
     _static(8, offset)
     _static(9, id(None))
+    head = bytes.__basicsize__ - 1                            # reference count, type, size, hash
+    _static(10, id(bytes) if head == 32 else 0)
+    _static(11, head)
     new = ctypes.pythonapi.PyDescr_NewMethod
     new.restype, new.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
     for index, (name, function) in enumerate(slow.items()):

@@ -83,7 +83,7 @@ class socket(Modes, metaclass=_Kind):
 
     def _take(self, end: Endpoint) -> None:
         self._endpoint, end.owner = end, weakref.ref(self)
-        self._handle = end.handle
+        self._handle = end.handle.to_bytes(8, sys.byteorder)
         _held[end.cookie] = end
         if _native.call.limited(end.fd):
             end.set_limits(lifeline.limits(self))

@@ -20,7 +20,8 @@ refuses membarrier (seccomp), `BARRIER` in the static words is 0 and sleeps are 
 membarrier interrupts every core that runs one of us, and one process at a time: 0.5 us on an idle machine, 15 us and
 more where that means a virtual interrupt, and with more busy processes than cores each waits for the others' in turn.
 So a receiver that sleeps pays once: it has its senders make their fence (`direction.fenced`), until it has stayed awake
-for many waits.  Who changes that word counts it up, so none of several receivers takes an old state for a new one:
+for many waits.  With that a connection begins, so that a short one costs nobody an interrupt.  Who changes that word
+counts it up, so none of several receivers takes an old state for a new one:
 
     modulo 4 == 0   senders make none                  who goes to sleep counts up, then calls membarrier
               == 1   those that read this make one      who goes to sleep calls membarrier, then counts up

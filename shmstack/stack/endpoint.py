@@ -251,7 +251,8 @@ class Endpoint(Transfer):
 
 def _bury(handle: int, where: Segment) -> None:
     # A thread may be asleep in a call on the socket, which has let go of its endpoint, or have found it a moment ago.
-    if not _graveyard and _alone() and not _native.call.load(handle + _H.users):
+    alone, load = _alone(), _native.call.load
+    if not _graveyard and alone and not load(handle + _H.users):
         where.let_go(handle)
         _native.call.free(handle)
         return
@@ -262,8 +263,11 @@ def _bury(handle: int, where: Segment) -> None:
             since, old, segment = _graveyard.popleft()
         except IndexError:
             break
-        if now - since < _GRACE_NS and not _alone() or _native.call.load(old + _H.users):
-            _graveyard.append((since, old, segment))
+        if now - since < _GRACE_NS and not alone:
+            _graveyard.appendleft((since, old, segment))      # all others are younger
+            break
+        if load(old + _H.users):
+            _graveyard.append((now, old, segment))
         else:
             segment.let_go(old)
             _native.call.free(old)

@@ -25,6 +25,8 @@ MOST_JOIN_SPIN_NS = 300_000          # who never joins answers in the kernel lan
 THREADS = 8 * 4                      # static word: address of what threads said, count | (thread, RECV, SEND) ...; or 0
 RECV, SEND = 8, 16
 JOIN_SPIN = 8 * 5                    # static word: how long waits for a peer to join spin at present, in ns; 0: not known
+JOIN_WAITS = 8 * 12                  # static word: how many such waits there were
+TRY_JOIN = 16                        # every so manieth spins as long as any may
 
 QUIET_UNTIL = 8 * 6                  # static word: until when waits don't yield, in ns
 LONG_TURN_NS = 400_000               # who yields to a process that waits for something gets the core back much sooner
@@ -106,16 +108,22 @@ def room_budget(h, size):
 
 @kernel
 def join_budget(h):
-    """Return how long to spin for a peer that has yet to join: each does so once, so this is learnt by the process."""
+    """Return how long to spin for a peer that has yet to join: each does so once, so this is learnt by the process.
+
+    Now and then as long as at all, because who sleeps also makes his peer slower, who has to wake him.
+    """
     if load(static_words() + THREADS) != 0 or not load(h + _H.adapts) or load(h + _H.spin_ns) == 0:
         return min(spin_budget(h, RECV), MOST_JOIN_SPIN_NS)
+    waits = load(static_words() + JOIN_WAITS) + 1
+    store(static_words() + JOIN_WAITS, waits)
     known = load(static_words() + JOIN_SPIN)
-    return known if known else MOST_JOIN_SPIN_NS
+    return known if known and waits % TRY_JOIN else MOST_JOIN_SPIN_NS
 
 
 @kernel
-def learn_join(useful):
-    """After such a wait: spin longer the next time if it was, or would have been, useful, and shorter if not."""
+def learn_join(came, took_ns):
+    """After such a wait, of so many ns: spin longer the next time if that would have been useful, and shorter if not."""
     now = load(static_words() + JOIN_SPIN) or MOST_JOIN_SPIN_NS
-    store(static_words() + JOIN_SPIN, min(MOST_JOIN_SPIN_NS, 2 * now + LEAST_SPIN_NS) if useful else max(now // 2, 1))
+    useful = came > 0 and took_ns < MOST_JOIN_SPIN_NS
+    store(static_words() + JOIN_SPIN, min(MOST_JOIN_SPIN_NS, max(now, 2 * took_ns)) if useful else max(now * 7 // 8, 1))
     return 0

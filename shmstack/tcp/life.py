@@ -15,7 +15,7 @@ from numba import types
 from shmstack._jit import (
     cas, extern, fetch_add, fetch_or, kernel, load, load_acquire, scratch, store, store_release, swap)
 from shmstack.ring.bell import FUTEX, KERNEL, RING
-from shmstack.ring.doorbell import ring_bell, wake
+from shmstack.ring.doorbell import BY_SENDERS, ring_bell, wake
 from shmstack.ring.lock import take, unlock
 from shmstack.ring.stream import outstanding
 from shmstack.shm.layout import DIRECTION, HEADER, OFFER, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, TCB
@@ -64,12 +64,14 @@ def pop(facts):
 
 @kernel
 def clear(pair):
-    """Make every field 0 but what outlives a connection: the generation, and the memory behind the rings."""
+    """Make every field as it begins, 0 mostly, but what outlives a connection: generation, memory behind the rings."""
     generation = load(pair + _P.generation) + 1
     for at in range(0, PAIR_SIZE, 8):
         backed = at == PAIR_DIRECTION + _D.backed or at == PAIR_DIRECTION + _WAY + _D.backed
         if not backed and at != _P.generation:
             store(pair + at, 0)
+    for side in range(2):                                     # many connections end before they sleep twice
+        store(pair + PAIR_DIRECTION + side * _WAY + _D.fenced, BY_SENDERS)
     now = scratch()
     _clock(0, now)
     store(pair + _P.created_ns, load(now) * 1_000_000_000 + load(now + 8))

@@ -20,7 +20,7 @@ from shmstack.ring.bell import DEEP, FUTEX, KERNEL, RING, WAITER
 from shmstack.ring.doorbell import after_bell, barrier, now_ns, sleep
 from shmstack.ring.stream import window
 from shmstack.shm.layout import DIRECTION, PAIR
-from shmstack.tcp.budget import MOST_JOIN_SPIN_NS, RECV, SEND, join_budget, learn, learn_join, room_budget, spin_budget
+from shmstack.tcp.budget import RECV, SEND, join_budget, learn, learn_join, room_budget, spin_budget
 from shmstack.tcp.codes import EINTR, FULL, OVERFLOW, PIECE
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import failure
@@ -157,7 +157,7 @@ def wait_arrived(h, limit_ns):
         learn(h, 1)
         stays_awake(h)
     if not both:
-        learn_join(came > 0 and now_ns() - began < MOST_JOIN_SPIN_NS)
+        learn_join(came, now_ns() - began)
     _restore_thread(state)
     if load(h + _H.bell) >= WAITER and not load(h + _H.dead):
         settle(h)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import pickle
+import select
 import struct
 import time
 from multiprocessing import connection as _module
@@ -19,12 +20,17 @@ from typing import Any
 
 from shmstack import _native, selectors
 from shmstack import socket as _socket
+from shmstack.ring.bell import FUTEX, RING
+from shmstack.shm.layout import DIRECTION
 
 BufferTooShort = multiprocessing.BufferTooShort
 _standard: Any = _module
 _dumps: Any = _reduction.ForkingPickler.dumps
 _LOOK = _socket.MSG_PEEK | _socket.MSG_DONTWAIT
 _SMALL = 1 << 14                     # up to here a copy is cheaper than a buffer of the right size
+_SURELY = 1 << 12                    # bytes that the kernel has room for wherever it says that there is some
+_HEAD, _POLLOUT = 12, 4              # most bytes before a message's own
+_D = DIRECTION.at
 _SLICE_NS = 100_000_000              # longest wait without a look at signals and the lifeline
 _FLAT = frozenset((bytes, str, int, float, bool, type(None)))     # no reducer has a say in how these are pickled
 
@@ -36,11 +42,12 @@ class Connection(_standard.Connection):  # type: ignore[misc]
     ----------
     sock : connected socket, ours from now on
     readable, writable : which calls are allowed
+    travels : whether it stays accelerated when it is pickled for another process
     """
 
-    def __init__(self, sock: Any, readable: bool = True, writable: bool = True) -> None:
+    def __init__(self, sock: Any, readable: bool = True, writable: bool = True, travels: bool = False) -> None:
         super().__init__(sock._descriptor(), readable, writable)
-        self._sock = sock
+        self._sock, self._travels = sock, travels
         self._failure: OSError | None = None          # an error that poll() met; the next receive raises it
 
     def fileno(self) -> int:
@@ -72,6 +79,17 @@ class Connection(_standard.Connection):  # type: ignore[misc]
 
     def _send(self, buf: Any, *_: Any) -> None:
         self._sock.sendall(buf)
+
+    def takes(self, size: int) -> bool:
+        """Return whether a message of so many bytes can be sent without a wait, if nobody else sends one."""
+        end = self._sock._endpoint
+        if end is None or not end.open:
+            return size <= _SURELY and bool(select.select((), (self._descriptor(),), (), 0)[1])
+        native = _native.call
+        here = native.load(end.tx + _D.bell) in (RING, FUTEX)
+        if not here and (size > _SURELY or native.wait_lifeline(end.handle, _POLLOUT, 0) != _POLLOUT):
+            return False
+        return bool(native.has_room(end.handle, size + _HEAD))
 
     # ---- receiving
 

@@ -7,8 +7,9 @@ class that holds a socket instead of a bare descriptor (`_connection`), so eithe
 `multiprocessing.connection` over kernel TCP.  Under the launcher `install()` gives the standard module the same, for
 managers and all else that is built on it; UNIX sockets and its own `Pipe()`, which is no TCP, stay what they are.
 
-A connection or a socket that is pickled for another process leaves for kernel TCP first: its descriptor arrives there
-in any interpreter, and no byte of it is in a ring that nobody there reads.  One that a fork inherits stays accelerated.
+The ends of `Pipe()`, and so a Queue, stay accelerated wherever they go: by a fork, and by a pickle to a process that is
+spawned or already runs (`stack.journey`).  Any other connection or socket that is pickled leaves for kernel TCP first: its
+descriptor arrives in any interpreter, and no byte of it is in a ring that nobody there reads.
 
 Rejected: to make connections of `Pipe()` ours under the launcher.  It is faster than TCP already, and programs rely on its
 being a socket pair or a pipe (atomic writes, `SCM_RIGHTS`).
@@ -17,13 +18,14 @@ from __future__ import annotations
 
 import multiprocessing
 from multiprocessing import connection as _module
-from multiprocessing import queues as _queues
 from multiprocessing import reduction as _reduction
 from typing import Any
 
+from shmstack import _queue
 from shmstack import _socket as _class
 from shmstack import socket as _socket
 from shmstack._connection import Connection, wait
+from shmstack.stack import journey
 
 __all__ = ["AuthenticationError", "BufferTooShort", "Client", "Connection", "Listener", "Pipe", "Queue", "wait"]
 
@@ -130,34 +132,45 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:
                 one.close()
                 raise
             if address == one.getsockname():                  # anybody on this host may have been quicker
-                return Connection(one, writable=duplex), Connection(two, readable=duplex)
+                return Connection(one, writable=duplex, travels=True), Connection(two, readable=duplex, travels=True)
             one.close()
             two.close()
 
 
-class Queue(_queues.Queue):  # type: ignore[type-arg]
-    """`multiprocessing.Queue` whose objects travel through a stack.
+def Queue(maxsize: int = 0, *, ctx: Any = None) -> _queue.Queue:
+    """Return a `multiprocessing.Queue` whose objects travel through a stack.
 
     Parameters
     ----------
     maxsize : how many objects it holds, 0: any number
     ctx : the multiprocessing context, for its locks
     """
-
-    def __init__(self, maxsize: int = 0, *, ctx: Any = None) -> None:
-        super().__init__(maxsize, ctx=ctx or multiprocessing.get_context())
-        this: Any = self
-        this._reader.close()
-        this._writer.close()
-        this._reader, this._writer = Pipe(duplex=False)
-        this._reset()
+    return _queue.Queue(Pipe(duplex=False), maxsize, ctx=ctx)
 
 
 # ---- to other processes, and under the launcher --------------------------------------------------------------
 
 def _reduce_connection(made: Connection) -> Any:
-    made._sock._to_kernel()
-    return _standard.reduce_connection(made)
+    made._check_closed()
+    ticket = journey.leave(made._endpoint) if made._travels else None
+    if ticket is None:
+        made._sock._to_kernel()
+        return _standard.reduce_connection(made)
+    return _arrive, (_reduction.DupFd(made._descriptor()), made.readable, made.writable, tuple(ticket))
+
+
+def _arrive(descriptor: Any, readable: bool, writable: bool, ticket: tuple[Any, ...]) -> Connection:
+    sock = socket(fileno=descriptor.detach())
+    sock.settimeout(None)
+    try:
+        if sock._endpoint is not None:                        # it came back to where it left
+            sock._endpoint.leave()
+        else:
+            sock._take(journey.arrive(journey.Ticket(*ticket), sock))
+        return Connection(sock, readable, writable, travels=True)
+    except BaseException:
+        sock.close()
+        raise
 
 
 _reduction.register(Connection, _reduce_connection)

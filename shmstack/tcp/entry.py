@@ -62,7 +62,7 @@ for _kernel in (
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
         loopback.announce, spill.spill, spill.inherit_sent, spill.inherit_received, lane.set_lowat, lane.under_way,
         loopback.send_some, loopback.recv_some, loopback.recv_end, lend.lend,
-        wait.wait_arrived, wait.wait_room, wait.wait_lifeline, spin.arrived, spin.in_ring,
+        wait.wait_arrived, wait.wait_room, wait.wait_lifeline, spin.arrived, spin.in_ring, spin.has_room,
         inplace.reserve, inplace.commit, inplace.look_at, inplace.give_back,
         ready.ring_ready, ready.set_asleep, ready.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look,

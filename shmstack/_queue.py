@@ -3,9 +3,9 @@
 Guarantee: the standard class' interface and order; `put` never waits for a reader.
 
 Theory.  The standard `put` leaves the object to a thread, which pickles and sends it: so `put` never waits for room in
-the pipe, and each object waits for a wake-up and a turn of the GIL.  This `put` sends by itself what can go at once: nothing
-is left with the thread, nobody else is writing, and there is room for all of it.  Anything else goes the standard way, and
-what follows goes behind it until the thread has sent it all.
+the pipe, and each object waits for a wake-up and a turn of the GIL.  This `put` sends by itself what can go at once: the
+thread has nothing left, nobody else is writing, and there is room for all of it.  Anything else goes the standard way, and
+what follows goes behind it until the thread has sent it all.  So each thread's objects stay in order.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 
 from shmstack._connection import Connection
 
+_WHOLE = 1 << 14                      # bytes of a message that is sent by one call, so that no signal parts it
 _dumps: Any = _reduction.ForkingPickler.dumps
 
 
@@ -75,9 +76,9 @@ class Queue(_queues.Queue):  # type: ignore[type-arg]
             raise ValueError(f"Queue {self!r} is closed")
         if not this._sem.acquire(block, timeout):
             raise Full
+        if this._thread_has.nothing and self._send_now(obj):
+            return
         with this._notempty:
-            if this._thread_has.nothing and self._send_now(obj):
-                return
             if this._thread is None:
                 this._start_thread()
             this._thread_has.given += 1
@@ -85,12 +86,13 @@ class Queue(_queues.Queue):  # type: ignore[type-arg]
             this._notempty.notify()
 
     def _send_now(self, obj: Any) -> bool:
+        # Without a lock of threads: pickling, or what the collector finds meanwhile, may put something too.
         this: Any = self
         try:
             data = _dumps(obj)
         except Exception:  # noqa: BLE001 - whatever it is, the thread says so in the standard way
             return False
-        if this._wlock is not None and not this._wlock.acquire(False):
+        if len(data) > _WHOLE or not this._wlock.acquire(False):
             return False
         try:
             if not this._writer.takes(len(data)):
@@ -100,8 +102,7 @@ class Queue(_queues.Queue):  # type: ignore[type-arg]
         except OSError:
             return False
         finally:
-            if this._wlock is not None:
-                this._wlock.release()
+            this._wlock.release()
         return True
 
     def close(self) -> None:

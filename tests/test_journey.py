@@ -188,6 +188,25 @@ def test_what_cannot_be_pickled_is_reported_and_skipped(capfd):
     queue.join_thread()
 
 
+class Talks:
+    """Puts something else while it is pickled."""
+
+    def __init__(self, queue):
+        self.queue = queue
+
+    def __reduce__(self):
+        self.queue.put("inner")
+        return str, ("outer",)
+
+
+def test_pickling_may_put_into_the_same_queue():
+    queue = connection.Queue()
+    queue.put(Talks(queue))
+    assert sorted(queue.get(timeout=PATIENCE_S) for _ in range(2)) == ["inner", "outer"]
+    queue.close()
+    queue.join_thread()
+
+
 def test_closed_queue_takes_nothing_and_ends_for_its_reader():
     queue = connection.Queue()
     end = pickle.loads(ForkingPickler.dumps(queue._reader))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import socket as _stdlib
-import struct
 import sys
 import weakref
 from typing import Any
@@ -21,10 +20,9 @@ import _socket
 
 from shmstack import _native
 from shmstack._callers import only_registers
-from shmstack._modes import Modes
-from shmstack.stack import directory, fork, listening, names, parting, rendezvous, watch
+from shmstack._ending import Ending
+from shmstack.stack import directory, fork, listening, names, rendezvous, watch
 from shmstack.stack.endpoint import Endpoint
-from shmstack.stack.stack import Stack
 from shmstack.tcp import lifeline
 from shmstack.tcp.state import State
 
@@ -33,7 +31,6 @@ _base: Any = lifeline.standard
 _family, _type = _socket.socket.family.__get__, _socket.socket.type.__get__
 _tcp_families, _SOCK_STREAM, _IPPROTO_TCP = (_socket.AF_INET, _socket.AF_INET6), _socket.SOCK_STREAM, _socket.IPPROTO_TCP
 _unknown = True                       # to multiprocessing
-_held: dict[int, Endpoint] = {}       # cookie -> an endpoint of this process, for descriptors that come back to us
 
 
 class _Kind(type):
@@ -46,20 +43,19 @@ class _Kind(type):
         return type.__subclasscheck__(cls, kind) or (cls is socket and issubclass(kind, _base))
 
 
-class socket(Modes, metaclass=_Kind):
+class socket(Ending, metaclass=_Kind):
     __doc__ = _base.__doc__
     __module__ = "shmstack.socket"
-    __slots__ = ("_listens", "_patience", "_records")
+    __slots__ = ("_patience",)
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: Any = None) -> None:
         _base.__init__(self, family, type, proto, fileno)
         self._endpoint = self._parting = None
-        self._records: tuple[int, list[str]] | None = None   # who published them, their paths
-        self._listens: Stack | None = None
+        self._records = self._listens = None
         self._patience, self._buffers = rendezvous.ACCEPT_SPIN_NS, (0, 0)
         if _unknown and "multiprocessing.reduction" in sys.modules:
             introduce()
-        if fileno is not None and _held and self._may_accelerate():
+        if fileno is not None and watch.some() and self._may_accelerate():
             self._rejoin()
 
     def _may_accelerate(self) -> bool:
@@ -73,7 +69,7 @@ class socket(Modes, metaclass=_Kind):
     def _rejoin(self) -> None:
         # A descriptor made by dup(), of a connection that this process has an endpoint of.
         try:
-            known = _held.get(lifeline.cookie(self))
+            known = watch.with_cookie(lifeline.cookie(self))
         except OSError:
             return
         if known is not None and known.open and known.pid == os.getpid():
@@ -84,21 +80,11 @@ class socket(Modes, metaclass=_Kind):
     def _take(self, end: Endpoint) -> None:
         self._endpoint, end.owner = end, weakref.ref(self)
         self._handle = end.handle.to_bytes(8, sys.byteorder)
-        _held[end.cookie] = end
         if _native.call.limited(end.fd):
             end.set_limits(lifeline.limits(self))
         if self._buffers != (0, 0):
             end.set_buffers(*self._buffers)
         watch.taken(end)
-
-    def _drop(self) -> Endpoint | None:
-        end, self._endpoint = self._endpoint, None
-        if end is not None:
-            del self._handle
-            watch.dropped(end)
-            if _held.get(end.cookie) is end:
-                del _held[end.cookie]
-        return end
 
     def __repr__(self) -> str:
         if self._closed or self._endpoint is None:
@@ -243,46 +229,6 @@ class socket(Modes, metaclass=_Kind):
         if end is not None:
             end.hand_back()
         return self
-
-    # ---- closing
-
-    def shutdown(self, *args: Any) -> None:
-        end = self._endpoint
-        how = args[0].__index__() if len(args) == 1 and hasattr(args[0], "__index__") else None
-        if end is not None and how in (_stdlib.SHUT_WR, _stdlib.SHUT_RDWR):
-            end.shutdown_send()
-        _base.shutdown(self, *args)
-        if end is not None and how in (_stdlib.SHUT_RD, _stdlib.SHUT_RDWR):
-            end.shutdown_receive()
-
-    def _unlist(self) -> None:
-        # A forked child that closes its copy leaves the record of its parent.
-        records, self._records, self._listens = self._records, None, None
-        if records is not None and records[0] == os.getpid():
-            listening.withdraw(self, records[1])
-
-    def _real_close(self, _ss: Any = _socket.socket) -> None:
-        if self._records:
-            self._unlist()
-        end = self._drop()
-        if end is None:
-            _ss.close(self)
-            return
-        if parting.busy(end):
-            self._parting = end
-            parting.later(end)
-            _ss.close(self)
-            return
-        end.close(self._reset_on_close)
-        _ss.close(self)
-        end.closed()
-
-    def _reset_on_close(self) -> None:
-        # Linux resets a connection that is closed with bytes unread (RFC 2525 section 2.17).
-        try:
-            _base.setsockopt(self, _stdlib.SOL_SOCKET, _stdlib.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            pass
 
 
 def introduce() -> None:

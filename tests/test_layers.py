@@ -14,8 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Top first. A row is parted into units, which do not import each other; within a unit modules may.
 ROWS = [
     [{"run", "cli", "_show", "profiles", "__main__", "_site", "_build", "pytest_plugin"}],
-    [{"__init__", "socket", "select", "selectors", "connection", "_connection", "_queue", "_socket", "_modes", "_calls",
-     "_arguments", "_callers", "jit", "nocopy"}],
+    [{"__init__", "socket", "select", "selectors", "connection", "_connection", "_queue", "_socket", "_ending", "_modes",
+     "_calls", "_arguments", "_callers", "jit", "nocopy"}],
     [{"stack"}, {"views"}],
     [{"tcp"}, {"nic"}],
     [{"ring"}],

@@ -1,6 +1,7 @@
 """Connections whose processes end without a word leave no pair behind, and nobody loses one that is still held."""
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -209,3 +210,19 @@ def test_full_stack_is_cleared_of_the_dead(monkeypatch):
     finally:
         shmstack.stackname_restore()
         shmstack.stack_opt_reset()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("forgotten", ["client", "server", "both"])
+def test_forgotten_sockets_leave_no_pair(listener, forgotten):
+    for _ in range(20):
+        client, server = joined(listener)
+        client.sendall(b"unread")
+        watcher = listener._listens
+        if forgotten != "client":
+            del server
+        if forgotten != "server":
+            del client
+        gc.collect()
+        client = server = None
+    assert not list(watcher.pairs_in_use())

@@ -242,8 +242,11 @@ class Endpoint(Transfer):
             native.fetch_add(holders, -1)
 
     def __del__(self) -> None:
-        if getattr(self, "handle", 0) and os is not None:     # it is at the very end of the interpreter
+        if getattr(self, "handle", 0) and os is not None and os.getpid is not None:      # else the interpreter is at its end
             if self.open and self.pid == os.getpid():
+                self.unwatch()
+                if self.owner() is None:                      # nobody closed the socket, and its number may be another's
+                    _native.call.store(self.handle + _H.fd, -1)
                 self.close()
                 self.closed()
             _bury(self.handle, self.stack.segment)

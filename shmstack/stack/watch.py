@@ -26,7 +26,9 @@ from shmstack.stack.stack import Stack
 _W = WAITER.at
 _MEMBER, _ENTRY = 16, 32             # tcp.ready
 
-_by_fd: dict[int, weakref.ref[Endpoint]] = {}         # a WeakValueDictionary takes longer than all else in `taken`
+# Weak: a socket that is never closed ends when nobody has it.  A WeakValueDictionary takes longer than the rest of `taken`.
+_by_fd: dict[int, weakref.ref[Endpoint]] = {}
+_by_cookie: dict[int, weakref.ref[Endpoint]] = {}
 pollers: set[Any] = set()             # the open ones of this process
 
 
@@ -37,6 +39,12 @@ def endpoint(fd: int) -> Endpoint | None:
     return end if end is not None and end.open and end.owner() is not None else None
 
 
+def with_cookie(cookie: int) -> Endpoint | None:
+    """Return an endpoint of this process whose lifeline the kernel knows by this SO_COOKIE; duplicates share one."""
+    known = _by_cookie.get(cookie)
+    return known() if known is not None else None
+
+
 def some() -> bool:
     """Return whether this process may have any accelerated socket."""
     return bool(_by_fd)
@@ -45,7 +53,7 @@ def some() -> bool:
 def taken(end: Endpoint) -> None:
     """Note that a socket is accelerated from now on."""
     fd = end.fd
-    _by_fd[fd] = weakref.ref(end)
+    _by_fd[fd] = _by_cookie[end.cookie] = weakref.ref(end, _lost)
     if pollers:
         _make_room_for(end)
         for poller in tuple(pollers):
@@ -58,6 +66,17 @@ def dropped(end: Endpoint) -> None:
     known = _by_fd.get(fd)
     if known is not None and known() is end:
         del _by_fd[fd]
+    known = _by_cookie.get(end.cookie)
+    if known is not None and known() is end:
+        del _by_cookie[end.cookie]
+
+
+def _lost(ref: weakref.ref[Endpoint]) -> None:
+    # A socket that was never closed is gone.
+    for table in (_by_fd, _by_cookie):
+        for key, known in tuple(table.items()):
+            if known is ref:
+                del table[key]
 
 
 def _make_room_for(end: Endpoint) -> None:

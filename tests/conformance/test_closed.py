@@ -137,6 +137,37 @@ def test_forgotten_socket_closes_its_connection_with_a_warning(net):
     client.close()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("turns", [1, 20])
+def test_forgotten_socket_with_unread_bytes_resets_its_connection(net, turns):
+    listener = net.listener()
+    for _ in range(turns):
+        client = net.connect(listener.getsockname())
+        forgotten, _ = listener.accept()
+        client.sendall(b"x")
+        forgotten.recv(1)
+        client.sendall(b"unread")
+        forgotten.sendall(b"sent before")
+        del forgotten
+        gc.collect()
+        client.settimeout(10)
+        assert client.recv(100) == b"sent before"
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_forgotten_listener_refuses(net):
+    listener = net.socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    address = listener.getsockname()
+    del listener
+    gc.collect()
+    with pytest.raises(ConnectionRefusedError):
+        net.new().connect(address)
+
+
 def test_reuse_of_a_descriptor_number_does_not_mix_connections(net):
     client, server = net.pair()
     number = client.fileno()

@@ -127,8 +127,8 @@ def _static(word: int, value: int) -> None:
 
 
 FUNCTIONS = (
-    "register_barrier barrier wake ring_bell now_ns take unlock break_lock pass_bounds outstanding lane_end set_bound "
-    "announce spill inherit_sent inherit_received send_some recv_some recv_end lend "
+    "register_barrier barrier after_bell wake ring_bell now_ns take unlock break_lock pass_bounds outstanding lane_end "
+    "set_bound announce spill inherit_sent inherit_received send_some recv_some recv_end lend "
     "wait_arrived wait_room wait_lifeline arrived in_ring has_room load store cas "
     "swap fetch_add fetch_or set_lowat under_way allocate free touch map unmap back read write send_buffer recv_buffer "
     "reserve commit look_at give_back "

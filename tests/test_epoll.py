@@ -1,18 +1,21 @@
 """The epoll set that also looks into shared memory: what it owns, when it lets go, and that it misses nothing."""
 from __future__ import annotations
 
+import gc
 import os
 import random
+import secrets
 import select as kernel
 import threading
 import time
 
 import pytest
 
+import shmstack
 import shmstack.select as select
 import shmstack.socket as socket
 from shmstack import _native
-from shmstack.ring.bell import KERNEL
+from shmstack.ring.bell import KERNEL, RING
 from shmstack.shm.layout import DIRECTION, WAITER
 from shmstack.stack import watch
 from shmstack.stack.watch import Waiter
@@ -67,8 +70,11 @@ def test_registered_socket_is_owned_and_released(pairs, epoll):
     assert client._endpoint.lanes()[0] == "ring"
     assert epoll.poll(PATIENCE_S) == [(number(server), IN)]
     epoll.unregister(server)
-    assert bell(server) == KERNEL
     assert epoll.poll(0) == []
+    assert server.recv(9) == b"x"
+    with select.epoll() as other:
+        other.register(server, IN)
+    assert bell(server) == KERNEL
 
 
 def test_only_read_interest_is_owned(pairs, epoll):
@@ -78,7 +84,155 @@ def test_only_read_interest_is_owned(pairs, epoll):
     epoll.modify(server, IN | OUT)
     assert bell(server) >= 16
     epoll.modify(server, OUT)
-    assert bell(server) == KERNEL
+    assert epoll.poll(PATIENCE_S) == [(number(server), OUT)]
+    assert bell(server) == RING
+
+
+# ---- who left the set, and comes back
+
+@pytest.fixture
+def parked(pairs, epoll):
+    """A pair whose server's end was in the set."""
+    client, server = pairs()
+    epoll.register(server, IN)
+    epoll.unregister(server)
+    assert server._endpoint.home
+    return client, server
+
+
+def test_parked_socket_is_not_reported(parked, epoll):
+    client, _ = parked
+    client.send(b"x")
+    assert client._endpoint.lanes()[0] == "ring"
+    assert epoll.poll(0) == [] and epoll.poll(0.01) == []
+
+
+@pytest.mark.parametrize("sleeps", [False, True])
+def test_parked_socket_that_comes_back_is_reported(parked, epoll, sleeps):
+    client, server = parked
+    waiter = epoll._poller._waiters[server._endpoint.stack.name]
+    for turn in range(20):
+        client.send(b"before")
+        if sleeps:
+            assert epoll.poll(0.001) == []
+            assert bell(server) == RING
+        epoll.register(server, IN)
+        assert bell(server) == waiter.bell
+        assert epoll.poll(PATIENCE_S) == [(number(server), IN)], turn
+        assert server.recv(9) == b"before"
+        assert epoll.poll(0) == []
+        later(client.send, b"after", after=0.02 if sleeps else 0)
+        assert epoll.poll(PATIENCE_S) == [(number(server), IN)], turn
+        assert server.recv(9) == b"after"
+        epoll.unregister(server)
+    assert epoll._poller._waiters[server._endpoint.stack.name] is waiter
+
+
+def test_parked_socket_fills_its_ring_while_the_set_sleeps(parked, epoll):
+    client, server = parked
+    assert epoll.poll(0.001) == []
+    client.send(b"x" * 100_000)
+    assert client._endpoint.lanes()[0] == "ring" and server._endpoint.unread()
+    epoll.register(server, IN)
+    assert epoll.poll(PATIENCE_S) == [(number(server), IN)]
+
+
+def test_parked_socket_goes_to_another_set(parked, epoll):
+    client, server = parked
+    with select.epoll() as other:
+        other.register(server, IN)
+        assert server._endpoint.watchers == (other._poller,) and bell(server) >= 16
+        later(client.send, b"x")
+        assert other.poll(PATIENCE_S) == [(number(server), IN)]
+        epoll.register(server, IN)
+        assert epoll.poll(PATIENCE_S) == [(number(server), IN)]
+        assert other.poll(PATIENCE_S) == [(number(server), IN)]
+
+
+def test_parked_socket_is_seen_by_a_foreign_poller(parked, epoll):
+    client, server = parked
+    client.send(b"x")
+    with kernel.epoll() as foreign:
+        foreign.register(server.fileno(), IN)
+        assert foreign.poll(PATIENCE_S) == [(number(server), IN)]
+        assert os.read(number(server), 9) == b"x"
+        later(client.send, b"y")
+        assert foreign.poll(PATIENCE_S) == [(number(server), IN)]
+        assert os.read(number(server), 9) == b"y"
+    epoll.register(number(server), IN)
+    later(client.send, b"z")
+    assert epoll.poll(PATIENCE_S) == [(number(server), IN)]
+    assert os.read(number(server), 9) == b"z"
+
+
+def test_parked_socket_may_block(parked, epoll):
+    client, server = parked
+    server.settimeout(PATIENCE_S)
+    for _ in range(3):
+        later(client.send, b"x")
+        assert server.recv(9) == b"x"
+    server.settimeout(0)
+    epoll.register(server, IN)
+    later(client.send, b"y")
+    assert epoll.poll(PATIENCE_S) == [(number(server), IN)]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_parking_keeps_no_socket_alive(epoll):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    server.setblocking(False)
+    epoll.register(server, IN)
+    fd = number(server)
+    epoll.unregister(server)
+    del server
+    gc.collect()
+    client.settimeout(PATIENCE_S)
+    assert client.recv(1) == b""
+    assert fd not in epoll._poller._parked and not epoll._poller._waiters
+    client.close()
+
+
+def test_parked_socket_that_is_closed_leaves_nothing(parked, epoll):
+    client, server = parked
+    stack = server._endpoint.stack.name
+    server.close()
+    assert client.recv(1) == b""
+    assert not epoll._poller._parked and stack not in epoll._poller._waiters
+
+
+def test_parked_socket_after_a_fork(parked, epoll):
+    client, server = parked
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            epoll.register(server, IN)
+            assert epoll.poll(PATIENCE_S) == [(number(server), IN)] and server.recv(1) == b"1"
+            epoll.unregister(server)
+            status = 0
+        finally:
+            os._exit(status)
+    client.send(b"12")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    epoll.register(server, IN)
+    assert epoll.poll(PATIENCE_S) == [(number(server), IN)]
+    assert server.recv(9) == b"2"
+
+
+def test_parked_socket_that_moves_to_another_stack(parked, epoll):
+    client, server = parked
+    shmstack.stackname_save()
+    shmstack.set_stackname(shmstack.THIS_THREAD, shmstack.SCOPE_GLOBAL, "parked" + secrets.token_hex(4))
+    try:
+        shmstack.move_fd(client)
+    finally:
+        shmstack.stackname_restore()
+    client.send(b"x")
+    epoll.register(server, IN)
+    assert epoll.poll(PATIENCE_S) == [(number(server), IN)]
+    assert server.recv(9) == b"x"
 
 
 def test_what_was_in_the_ring_before_is_reported(pairs, epoll):
@@ -438,7 +592,7 @@ def test_streams_of_sockets_whose_descriptor_is_asked_for_at_any_time_are_whole(
                 if not events:
                     failed.append((mine, sent, got))
                     return
-                if chosen.random() < 0.2:
+                if not asks or chosen.random() < 0.2:
                     sock.fileno()
                     asks += 1
                 if events[0][1] & IN:
@@ -453,7 +607,6 @@ def test_streams_of_sockets_whose_descriptor_is_asked_for_at_any_time_are_whole(
                     watching.modify(number(sock), IN)
                 if chosen.random() < 0.01:
                     time.sleep(0.003)
-        assert asks
 
     client, server = pairs()
     names = [f"{seed} client", f"{seed} server"]

@@ -197,17 +197,18 @@ def test_bytes_that_move_to_the_kernel_lane_arrive_once():
 def behind(k, act, takes=1 << 30):
     """ "ab" in the kernel lane and "cd" in the ring behind it: the sender acts || the receiver reads."""
     memory, w = plain(8, takes)
-    got, direction = bytearray(), w.directions[0]
-    memory.write(w.buffers[0], b"abcdefghij")
+    data, got, direction = b"abcdefghij", bytearray(), w.directions[0]
+    memory.write(w.buffers[0], data)
+    sent = [4]
     run(memory, k.send_kernel(w.handles[0], direction, w.buffers[0], 2, 0))
     run(memory, k.end_run(w.handles[0], direction))
     run(memory, k.send_some(w.handles[0], w.buffers[0] + 2, 2, 0))
 
     def sender():
-        yield from act(w)
+        sent.append((yield from act(w)))
 
-    def receiver():
-        for _ in range(4):
+    def receiver(looks=4):
+        for _ in range(looks):
             size = yield from k.recv_some(w.handles[1], w.buffers[1], 3, 0)
             if size > 0:
                 got.extend(memory.read(w.buffers[1], size))
@@ -215,25 +216,41 @@ def behind(k, act, takes=1 << 30):
                 got.extend(b"!%d" % size)
 
     def outcome(*_):
-        run(memory, receiver())
-        return "in order" if got in (b"abcd", b"abcdefgh", b"abcdefghij") else bytes(got)
+        run(memory, receiver(looks=8))
+        return "in order" if got == data[:sum(sent)] else bytes(got)
     return memory, [sender(), receiver()], outcome
 
 
 def test_bytes_that_are_lent_to_others_go_before_what_they_write():
     def act(w):
         lent = yield from K.lend(w.handles[0])
-        if lent == 1:                                         # what others do is behind us
-            yield from K.send_kernel(w.handles[0], w.directions[0], w.buffers[0] + 4, 4, 0)
+        if lent != 1:
+            return 0                                          # what others do is behind us
+        return (yield from K.send_kernel(w.handles[0], w.directions[0], w.buffers[0] + 4, 4, 0))
     judge(explore(lambda: behind(K, act), 2), LANES)
 
 
 @pytest.mark.parametrize("takes", [3, 5, 1 << 30])
 def test_a_full_ring_behind_the_kernel_lane_goes_there(takes):
     def act(w):
-        yield from K.send_some(w.handles[0], w.buffers[0] + 4, 4, 0)
-        yield from K.send_some(w.handles[0], w.buffers[0] + 8, 2, OVERFLOW)
+        first = yield from K.send_some(w.handles[0], w.buffers[0] + 4, 4, 0)
+        return first + max(0, (yield from K.send_some(w.handles[0], w.buffers[0] + 8, 2, OVERFLOW)))
     judge(explore(lambda: behind(K, act, takes), 2), LANES)
+
+
+@pytest.mark.parametrize("takes", [3, 1 << 30])
+def test_what_is_too_large_for_the_ring_goes_behind_it(takes):
+    def act(w):
+        return max(0, (yield from K.send_some(w.handles[0], w.buffers[0] + 4, 6, codes.LARGE)))
+    judge(explore(lambda: behind(K, act, takes), 2), LANES)
+
+
+def test_a_large_send_that_does_not_look_where_the_receiver_is_is_found():
+    wrong = planted(leave_ring="def leave_ring(h, tx):\n    begin_run(h, tx, load(tx + _D.tail))\n    return 1")
+
+    def act(w):
+        return max(0, (yield from wrong.send_some(w.handles[0], w.buffers[0] + 4, 6, codes.LARGE)))
+    assert set(explore(lambda: behind(wrong, act), 2)) - set(LANES)
 
 
 def test_a_bound_that_is_taken_back_from_a_reading_receiver_is_found():
@@ -241,6 +258,7 @@ def test_a_bound_that_is_taken_back_from_a_reading_receiver_is_found():
 
     def act(w):
         yield from wrong.lend(w.handles[0])
+        return 0
     assert set(explore(lambda: behind(wrong, act), 2)) - set(LANES)
 
 

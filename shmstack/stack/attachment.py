@@ -221,7 +221,7 @@ class Attachment:
         if before == FUTEX:
             native.wake(rx + _D.bell)                         # a thread of ours sleeps there
         if bell == KERNEL and before != KERNEL and self.joined:
-            native.barrier()
+            native.after_bell(rx)                                                # SYNC asleep
             self.ask_spill()
         if self.follow(must=False) or self.rx != rx:          # it was said where nobody looks any more
             self.rest(bell if bell in (RING, KERNEL) else KERNEL)

@@ -11,6 +11,8 @@ received through us since: it may be read by `os.read`), the bell says KERNEL an
 members are the *others*, and so are one-shot entries, which only one thread may be told of.  When the kernel next
 reports input of one, the set tries again to own it.
 
+An owned member that leaves the set is only *parked* (`stack.parking`): it often comes back.
+
 Registering may come before the connection is accelerated, and a descriptor may be closed and its number used again
 while it is registered: `taken` asks the kernel's set whether it still knows the number.
 
@@ -29,6 +31,7 @@ from shmstack.shm.layout import DIRECTION
 from shmstack.stack import watch
 from shmstack.ring.bell import KERNEL
 from shmstack.stack.endpoint import Endpoint
+from shmstack.stack.parking import Parking
 from shmstack.stack.stack import Stack
 from shmstack.stack.watch import Waiter, Waiters
 from shmstack.tcp.handle import HANDLE
@@ -51,6 +54,7 @@ class Members:
         self.kernel, self._owns, self._orphan = kernel, user_level, False
         self.interests: dict[int, int] = {}                   # of every descriptor registered through us
         self._members: dict[int, Endpoint] = {}               # accelerated, and their input is wanted
+        self._parked = Parking()                              # owned still, but not in the set
         self._others: set[int] = set()                        # members that we don't own
         self._blocking: set[int] = set()                      # those of them whose calls may wait
         self._echoes: dict[int, tuple[int, int]] = {}         # see Poller.exposing
@@ -85,7 +89,7 @@ class Members:
         with self._turn:
             self.interests.pop(fd, None)
             self.arming(fd)
-            self._leave(fd)
+            self._park(fd)
 
     def taken(self, fd: int, end: Endpoint) -> None:
         """A socket is accelerated from now on: if it is in the set, look after it."""
@@ -106,7 +110,7 @@ class Members:
         """A socket is not accelerated any more, or about to be closed."""
         with self._turn:
             fd = end.fd
-            if self._members.get(fd) is end:
+            if self._members.get(fd) is end or self._parked.has(fd, end):
                 home = end.home
                 self._leave(fd, relax=False)
                 if home and not self._orphan:
@@ -114,8 +118,10 @@ class Members:
 
     def _enter(self, fd: int, end: Endpoint, mask: int) -> None:
         if not mask & IN:
-            self._leave(fd)
+            self._park(fd)
             return
+        if self._parked.has(fd, end) and self._parked.back(fd, end):
+            self._members[fd] = end
         if self._members.get(fd) is not end:
             self._leave(fd)
             self._members[fd] = end
@@ -140,8 +146,21 @@ class Members:
         else:
             self._blocking.discard(fd)
 
+    def _park(self, fd: int) -> None:
+        end = self._members.get(fd)
+        if end is None or not end.home or not end.open or self._orphan:
+            if fd not in self._parked:
+                self._leave(fd)
+            return
+        del self._members[fd]
+        self._parked.add(fd, end)
+        self._waiters[end.stack.name].put(end.id, 0, 0)
+        self._suspects.pop(fd, None)
+        self._echoes.pop(fd, None)
+
     def _leave(self, fd: int, relax: bool = True) -> None:
-        end = self._members.pop(fd, None)
+        end = self._parked.pop(fd)
+        end = self._members.pop(fd, None) or end
         if end is not None:
             self._disown(fd, end)
             self._others.discard(fd)
@@ -167,8 +186,7 @@ class Members:
         end.home = waiter.bell
         self._others.discard(fd)
         self._blocking.discard(fd)
-        if _native.call.watch(end.handle, waiter.bell) != KERNEL:
-            _native.call.barrier()                            # SYNC asleep; who saw KERNEL sends there
+        _native.call.watch(end.handle, waiter.bell)
         return True
 
     def _disown(self, fd: int, end: Endpoint) -> None:
@@ -198,6 +216,9 @@ class Members:
     def leave_to_kernel(self, fd: int, end: Endpoint) -> None:
         """Somebody else needs this endpoint's bell: from now on its input comes in the kernel lane."""
         with self._turn:
+            if self._parked.has(fd, end):
+                self._leave(fd)
+                return
             self._disown(fd, end)
             self._others.add(fd)
             end.rest(KERNEL)
@@ -218,8 +239,7 @@ class Members:
     def resume(self, end: Endpoint) -> None:
         """Another thread is through with a sleep for which it had changed the bell."""
         if end.home and end.open and not end.sleepers:
-            if _native.call.watch(end.handle, end.home) != KERNEL:
-                _native.call.barrier()
+            _native.call.watch(end.handle, end.home)
             fd = end.fd
             if self._members.get(fd) is end:
                 self._suspect(fd, end)
@@ -231,6 +251,8 @@ class Members:
             for fd, end in tuple(self._members.items()):
                 if end.home:
                     self.leave_to_kernel(fd, end)
+            for fd in self._parked:
+                self._leave(fd)
 
     def _suspect(self, fd: int, end: Endpoint) -> None:
         if end.open and _native.call.ring_ready(end.handle):
@@ -248,7 +270,7 @@ class Members:
         """Let go of every socket."""
         with self._turn:
             watch.pollers.discard(self)
-            for fd in tuple(self._members):
+            for fd in (*self._members, *self._parked):
                 self._leave(fd)
             if self._event >= 0:
                 os.close(self._event)
@@ -265,6 +287,7 @@ def _after_fork_in_child() -> None:
                 members._others.add(fd)
                 members._blocking.add(fd)
                 _native.call.store(end.handle + _HOME, 0)
+        members._parked.after_fork_in_child()
         members._waiters, members._list = {}, Waiters()
 
 

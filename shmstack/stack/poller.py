@@ -67,9 +67,9 @@ class Poller(Members):
         if timeout is not None and timeout < 0:
             timeout = None
         end = None if timeout is None else time.monotonic() + timeout
-        if timeout == 0 and self._members:
+        if timeout == 0 and (self._members or self._parked):
             return self._look(most)
-        limit = self._spin.limit() if self._waiters and not self._sleepers else 0
+        limit = self._spin.limit() if self._waiters and self._members and not self._sleepers else 0
         if limit:
             events = self._spin_for(limit, end, most)
             if events:
@@ -223,6 +223,7 @@ class Poller(Members):
 
     def _sleep(self, left: float | None, piece: float, most: int) -> Events:
         with self._turn:
+            self._parked.let_be()
             self._sleepers += 1
             thorough = not self._dozes
             if thorough:

@@ -11,6 +11,7 @@ CHANGED = 4101                       # -CHANGED: the lane has changed just now; 
 
 MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT, MSG_NOSIGNAL = 0x2, 0x20, 0x40, 0x4000
 OVERFLOW = 1 << 32                   # flag of `send_some`: don't wait for room, go on in the kernel lane
+LARGE = 1 << 33                      # and this: by the kernel in any case
 
 PIECE = 1 << 16                      # bytes that are copied before the other side is told: so both sides copy at once
 

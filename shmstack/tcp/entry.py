@@ -57,14 +57,14 @@ def integers(function: Any, name: str | None = None) -> Any:
 
 
 for _kernel in (
-        doorbell.register_barrier, doorbell.barrier, doorbell.wake, doorbell.ring_bell, doorbell.now_ns,
+        doorbell.register_barrier, doorbell.barrier, doorbell.after_bell, doorbell.wake, doorbell.ring_bell, doorbell.now_ns,
         lock.take, lock.unlock, lock.break_lock,
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
         loopback.announce, spill.spill, spill.inherit_sent, spill.inherit_received, lane.set_lowat, lane.under_way,
         loopback.send_some, loopback.recv_some, loopback.recv_end, lend.lend,
         wait.wait_arrived, wait.wait_room, wait.wait_lifeline, spin.arrived, spin.in_ring, spin.has_room,
         inplace.reserve, inplace.commit, inplace.look_at, inplace.give_back,
-        ready.ring_ready, ready.set_asleep, ready.watch,
+        ready.ring_ready, ready.set_asleep, wait.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look,
         life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.silent, life.finish,
         life.ended, life.in_use, offer.limited, offer.spin_accept, offer.offer, offer.established, offer.claim):

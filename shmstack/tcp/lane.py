@@ -144,6 +144,15 @@ def keep_short(h):
 
 
 @kernel
+def keep_long(h):
+    """Take that back."""
+    if load(h + _H.lowat) == 0:
+        return 0
+    store(h + _H.lowat, 0)
+    return set_lowat(h, 0)
+
+
+@kernel
 def set_lowat(h, count):
     """Set TCP_NOTSENT_LOWAT of the lifeline; 0: as without us."""
     option = scratch()

@@ -32,12 +32,12 @@ from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
 from shmstack.shm.layout import COUNTERS, DIRECTION, PAGE, WAITER as WAITER_STRUCT
 from shmstack.tcp.codes import (
-    CHANGED, EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY, OVERFLOW,
-    PIECE)
+    CHANGED, EAGAIN, EBADF, ECONNRESET, EPIPE, FULL, LARGE, LOCKED, LOOK, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, NO_MEMORY,
+    OVERFLOW, PIECE)
 from shmstack.tcp.course import RING_LANE, WAKE, choose_lane, waiter_of, wake_part
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import (
-    begin_run, keep_short, recv_kernel, recv_now, send_kernel, told)
+    begin_run, keep_long, keep_short, recv_kernel, recv_now, send_kernel, told)
 from shmstack.tcp.spill import spill
 
 _D, _H, _W = DIRECTION.at, HANDLE.at, WAITER_STRUCT.at
@@ -78,19 +78,36 @@ def send_ring(h, tx, source, size):
 
 
 @kernel
-def overflow(h, tx, source, size, flags):
-    """Go on in the kernel lane because the ring is full; return the count or -errno.
+def leave_ring(h, tx):
+    """Go on in the kernel lane, although the receiver looks at the ring; return 0 if that can't be now.
 
     Behind a receiver that has yet to come to the ring all goes there: it is the kernel that says whether there is room.
     """
     if outstanding(tx) != 0:
         spill(h, tx, 1)
         if load(tx + _D.nb) & 1:
-            return -EAGAIN
+            return 0
     else:
         begin_run(h, tx, load(tx + _D.tail))
     fetch_add(load(h + _H.counters) + _OVERFLOWS, 1)
+    return 1
+
+
+@kernel
+def overflow(h, tx, source, size, flags):
+    """Go on in the kernel lane because the ring is full; return the count or -errno."""
+    if not leave_ring(h, tx):
+        return -EAGAIN
     keep_short(h)
+    return send_kernel(h, tx, source, size, flags)
+
+
+@kernel
+def send_large(h, tx, source, size, flags):
+    """Send what the ring couldn't hold by the kernel, which has room for megabytes; return the count, -FULL or -errno."""
+    if load(tx + _D.nb) & 1 and not leave_ring(h, tx):
+        return -FULL
+    keep_long(h)
     return send_kernel(h, tx, source, size, flags)
 
 
@@ -135,7 +152,7 @@ def send_some(h, source, size, flags):
     ----------
     h : address of a handle
     source, size : address and number (> 0) of the bytes
-    flags : MSG_ flags for the kernel lane, and OVERFLOW
+    flags : MSG_ flags for the kernel lane, OVERFLOW and LARGE
     """
     tx = load(h + _H.tx)
     if load(h + _H.dead):
@@ -144,8 +161,10 @@ def send_some(h, source, size, flags):
         return -EPIPE                                            # another process that has this end shut it down
     if not take(tx + _D.tx_lock, load(h + _H.me)):
         return -LOCKED
-    lane = choose_lane(h, tx, size)
-    if lane == RING_LANE:
+    lane = choose_lane(h, tx, size) if flags & LARGE == 0 else LARGE
+    if lane == LARGE:
+        sent = send_large(h, tx, source, size, flags)
+    elif lane == RING_LANE:
         sent = send_ring(h, tx, source, size)
         if sent == -FULL and flags & OVERFLOW:
             sent = overflow(h, tx, source, size, flags)
@@ -223,6 +242,9 @@ def recv_some(h, to, size, flags):
         got = recv_ring(h, rx, to, size, flags)
     else:
         got = recv_kernel(h, rx, to, size, flags)
+        # The few bytes that woke a poller are no message of their own: go on with what is behind them.
+        if 0 < got < size and flags & MSG_PEEK == 0 and pass_bounds(rx, load(rx + _D.head)):
+            got += max(0, recv_ring(h, rx, to + got, size - got, flags))
     unlock(rx + _D.rx_lock)
     return got
 

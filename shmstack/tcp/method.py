@@ -15,6 +15,7 @@ from collections.abc import Callable
 from numba import types
 
 from shmstack._jit import cycles, extern, kernel, load, load_acquire, scratch, static_words, store
+from shmstack.ring.stream import lane_end
 from shmstack.shm.layout import DIRECTION
 from shmstack.tcp import budget, lane, loopback, pace, spin, wait
 from shmstack.tcp.codes import LOOK, PIECE
@@ -33,6 +34,7 @@ FALLBACK = 8 * 16                    # for method k: the slow method at 16 + 2 k
 
 SLICE_NS = 100_000_000               # longest time without a look at the lifeline
 PEER_CHECK = 1 << 27                 # cycles between two looks at a peer that takes nothing
+POLLED = 1 << 16                     # most that `recv` takes from the ring for who doesn't wait, and comes again; see there
 PyBUF_WRITABLE = 1
 
 _as_size = extern("PyLong_AsSsize_t", _i, _i)
@@ -117,10 +119,11 @@ def peer_takes(h):
 
 @kernel
 def waiting(h):
-    """Return how many bytes there are to receive in the lane that comes next, 0 if none came in a moment."""
+    """Return how many bytes there are to receive at most, 0 if none came in a moment."""
     rx = load(h + _H.rx)
     if not spin.in_ring(h):
-        return lane.queued(h)
+        there, end = lane.queued(h), lane_end(rx)
+        return there + max(0, load_acquire(rx + _D.tail) - end) if there > 0 and end >= 0 else there
     if load_acquire(rx + _D.tail) == load(rx + _D.head) and quick_wait(h) == 0:
         return 0
     return load_acquire(rx + _D.tail) - load(rx + _D.head)
@@ -137,12 +140,17 @@ def recv(self, args, n):
     if size <= 0:
         _clear()
         return fall_back(0, self, args, n, 0)
-    # The result is made as large as what is there; another thread may take it first, then it is cut to size.
+    # The result is made as large as what is there; another thread may take it first, then it is cut to size.  Event loops
+    # ask for 256 KiB: objects of that size are given back to the kernel each time, and cost their pages anew, and the
+    # sender idles meanwhile.
     pace.rest(h)
     there = waiting(h)
     if there <= 0:
         return fall_back(0, self, args, n, 0)
-    wanted, size = size, max(1, min(size, min(there, load(h + _H.capacity))))
+    most = load(h + _H.capacity)
+    if load(h + _H.timeout_ns) == 0:
+        most = POLLED if spin.in_ring(h) else 2 * POLLED
+    wanted, size = size, max(1, min(size, min(there, most)))
     result = scratch()
     store(result, _bytes(0, size))
     if load(result) == 0:

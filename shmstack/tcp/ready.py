@@ -31,7 +31,7 @@ from __future__ import annotations
 from numba import types
 
 from shmstack._jit import cas, extern, fetch_or, kernel, load, load_acquire, pause, scratch, store, store_release, swap
-from shmstack.ring.bell import DEEP, FUTEX, KERNEL
+from shmstack.ring.bell import KERNEL
 from shmstack.ring.doorbell import now_ns
 from shmstack.ring.stream import lane_end
 from shmstack.shm.layout import DIRECTION, MOVED_LOCK, WAITER
@@ -230,17 +230,6 @@ def await_ready(waiters, fd, limit_ns, ask_ns, polite, out, room):  # noqa: PLR0
         return -1 if came else 0
     found = collect_all(waiters, out, room)
     return sift(waiters, out, found) if found >= 0 else -1
-
-
-@kernel
-def watch(h, bell):
-    """Have the endpoint looked after by the poller that `bell` names, from now on; a sleeper keeps its turn."""
-    store(h + _H.bell, bell)
-    word = load(h + _H.rx) + _D.bell
-    while True:
-        old = load_acquire(word)
-        if old in (FUTEX, DEEP) or cas(word, old, bell) == old:
-            return old
 
 
 # ---- crowds --------------------------------------------------------------------------------------------------

@@ -97,14 +97,19 @@ def has_room(h, size):
 
 
 @kernel
-def spin_room(h, size, limit_ns):
-    """Look for room for `limit_ns`; return 1 as soon as there is room for `size` bytes."""
+def spin_room(h, size, limit_ns, hasty):
+    """Look for room for `limit_ns`; return 1 as soon as there is room for `size` bytes.
+
+    Who is `hasty` has no time for that when there is input: its peer may wait for it to be read, and not read either.
+    """
     now, polite = now_ns(), load(h + _H.adapts)
     end = now + limit_ns
     while now < end:
         for _ in range(16):
             if has_room(h, size):
                 return 1
+            if hasty and load_acquire(load(h + _H.rx) + _D.tail) != load(load(h + _H.rx) + _D.head):
+                return 0
             pause()
         now = give_way(now) if polite else now_ns()
     return 0

@@ -21,10 +21,10 @@ from shmstack.ring.doorbell import after_bell, barrier, now_ns, sleep
 from shmstack.ring.stream import window
 from shmstack.shm.layout import DIRECTION, PAIR
 from shmstack.tcp.budget import RECV, SEND, join_budget, learn, learn_join, room_budget, spin_budget
-from shmstack.tcp.codes import EINTR, FULL, OVERFLOW, PIECE
+from shmstack.tcp.codes import EINTR, FULL, LARGE, OVERFLOW, PIECE
 from shmstack.tcp.handle import HANDLE
 from shmstack.tcp.lane import failure
-from shmstack.tcp.loopback import send_pieces
+from shmstack.tcp.loopback import send_pieces, send_some
 from shmstack.tcp.loopback import mark
 from shmstack.tcp.spin import arrived, has_room, in_ring, spin_arrived_ns, spin_held, spin_room, stays_awake
 
@@ -117,6 +117,23 @@ def sleep_arrived(h, limit_ns):
 
 
 @kernel
+def watch(h, bell):
+    """Have the endpoint looked after by the poller that `bell` names, from now on; a sleeper keeps its turn.
+
+    The caller then looks whether anything is there (SYNC asleep).
+    """
+    store(h + _H.bell, bell)
+    rx = load(h + _H.rx)
+    while True:
+        old = load_acquire(rx + _D.bell)
+        if old in (FUTEX, DEEP) or cas(rx + _D.bell, old, bell) == old:
+            break
+    if old != KERNEL:                                        # who saw that sends there
+        after_bell(rx)
+    return old
+
+
+@kernel
 def settle(h):
     """After a wait: the poller that looks after this endpoint takes over again, and looks once."""
     bell = load(h + _H.bell)
@@ -173,8 +190,8 @@ def look_for_room(h, size):
     megabytes, and its receiver copies it from there at half the speed.
     """
     if load(h + _H.timeout_ns) != 0:
-        return spin_room(h, min(size, PIECE), min(spin_budget(h, SEND), MOST_ROOM_SPIN_NS))
-    return spin_room(h, min(size, PIECE), room_budget(h, size))
+        return spin_room(h, min(size, PIECE), min(spin_budget(h, SEND), MOST_ROOM_SPIN_NS), 0)
+    return spin_room(h, min(size, PIECE), room_budget(h, size), 1)
 
 
 @kernel
@@ -194,14 +211,19 @@ def send_spinning(h, source, size, flags):
 def send_all(h, source, size, flags):
     """Send a large message, spinning while the ring is full; return the count, or as `send_some` if it is none.
 
-    With OVERFLOW what finds the ring full after that goes on in the kernel lane.
+    More than a ringful that is left then of what must not wait goes by the kernel: an event loop copies, at each send, what
+    the last one didn't take.  With OVERFLOW what finds the ring full after that goes on in the kernel lane.
     Call with the GIL; it is released meanwhile.
     """
-    if load(h + _H.timeout_ns) == 0:
+    hasty = load(h + _H.timeout_ns) == 0
+    if hasty:
         size = min(size, HASTY_BYTES)
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     sent = send_spinning(h, source, size, flags & ~OVERFLOW)
+    done = 0 if sent == -FULL else sent
+    if hasty and done >= 0 and size - done > load(h + _H.capacity):
+        sent = done + max(0, send_some(h, source + done, size - done, flags | LARGE))
     if (sent == 0 or sent == -FULL) and flags & OVERFLOW:
         sent = send_pieces(h, source, size, flags)
     _restore_thread(state)
@@ -221,7 +243,7 @@ def wait_room(h, size, limit_ns):
     fetch_add(h + _H.users, 1)
     state = _save_thread()
     came = 0
-    came = spin_room(h, size, min(spin_budget(h, SEND), limit_ns))
+    came = spin_room(h, size, min(spin_budget(h, SEND), limit_ns), 0)
     if not came:
         swap(tx + _D.stalled, 1)
         barrier()                                                                # SYNC stalled

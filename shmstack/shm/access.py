@@ -8,6 +8,13 @@ import errno
 import os
 import struct
 
+# Not when it is needed: by then a program may have dropped the privileges that it took to read its modules.
+try:
+    import posix_ipc
+except ImportError:                   # installed without dependencies: the interpreter has the same two calls
+    import _posixshmem
+    posix_ipc = None
+
 
 def grant(fd: int, share_with: int) -> None:
     """Let others open the object: nobody (0), everybody (-1), or one uid, by a POSIX ACL.
@@ -25,10 +32,7 @@ def grant(fd: int, share_with: int) -> None:
 
 def shm_open(name: str, flags: int, mode: int) -> int:
     """Return a descriptor of the object; it is closed on exec."""
-    try:
-        import posix_ipc
-    except ImportError:               # installed without dependencies: the interpreter has the same two calls
-        import _posixshmem
+    if posix_ipc is None:
         fd: int = _posixshmem.shm_open("/" + name, flags | os.O_CLOEXEC, mode)
         return fd
     try:

@@ -73,9 +73,9 @@ def in_use(fd: int) -> bool:
     return lock(fd, 0, fcntl.F_WRLCK, PROCESSES_MAX, OFD_GETLK) != fcntl.F_UNLCK
 
 
-def held(fd: int, slot: int) -> bool:
+def held(fd: int, slot: int, test: int = OFD_GETLK) -> bool:
     """Return whether a living process holds this slot; `fd` may be open for reading only."""
-    return lock(fd, slot, fcntl.F_WRLCK, command=OFD_GETLK) != fcntl.F_UNLCK
+    return lock(fd, slot, fcntl.F_WRLCK, command=test) != fcntl.F_UNLCK
 
 
 def names() -> Iterator[str]:

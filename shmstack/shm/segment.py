@@ -6,8 +6,10 @@ layout; access is what the kernel grants on the object, nothing else.
 
 Theory.  A user holds an open-file-description lock on one byte of the object, far behind its end: the byte of its
 slot in the process table.  The kernel drops it with the process, whatever happens, in any pid namespace, so "who
-lives" is asked by FOFD_GETLK and never by a pid.  Making, joining and removing an object take turns by flock on the
-object itself; whoever got the turn looks whether the name still means that object, and starts again if not.
+lives" is asked by F_OFD_GETLK and never by a pid.  A forked child opens the object anew for that; where it may not, since
+the privileges were dropped, it holds a lock of the process instead.  Making, joining and removing an object take turns
+by flock on the object itself; whoever got the turn looks whether the name still means that object, and starts again
+if not.
 
 Rejected: reference counts (a killed process keeps its count), pids (reused, and other namespaces have others), a
 lock file for turns (in a directory for all users it would have to be writable by all).
@@ -22,8 +24,7 @@ from shmstack import _native, errors
 from shmstack.shm.access import grant, shm_open
 from shmstack.shm.layout import DIGEST, HEADER, MAGIC, PROCESSES_MAX, VERSION
 from shmstack.shm.objects import (
-    DIRECTORY, PREFIX, TURN_SECONDS, held, in_use, lock, open_object, owed, take_turn, unlink)
-
+    DIRECTORY, OFD_GETLK, OFD_SETLK, PREFIX, TURN_SECONDS, held, in_use, lock, open_object, owed, take_turn, unlink)
 
 
 class Segment:
@@ -46,7 +47,7 @@ class Segment:
     def __init__(self, name: str, fd: int) -> None:
         self.name, self.fd, self.slot, self.pid = name, fd, -1, os.getpid()
         self.handles: set[int] = set()
-        self._ended = False
+        self._ended, self._opened = False, True
         self.size = os.fstat(fd).st_size
         # A mapping keeps its open file alive, with all locks on it, also in a forked child: so it has one of its own.
         mapped = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -142,7 +143,7 @@ class Segment:
     def _take_slot(self) -> None:
         for slot in range(PROCESSES_MAX):
             try:
-                lock(self.fd, slot, fcntl.F_WRLCK)
+                lock(self.fd, slot, fcntl.F_WRLCK, command=OFD_SETLK if self._opened else fcntl.F_SETLK)
             except OSError:
                 continue
             self.slot = slot
@@ -153,18 +154,28 @@ class Segment:
 
     def alive(self, slot: int) -> bool:
         """Return whether the process that holds `slot` exists."""
-        return 0 <= slot < PROCESSES_MAX and (slot == self.slot or held(self.fd, slot))
+        return 0 <= slot < PROCESSES_MAX and (slot == self.slot or held(self.fd, slot, self._test))
 
     def others(self) -> bool:
         """Return whether any other process uses the object."""
-        return bool(_native.call.in_use(self.fd, PROCESSES_MAX))
+        return bool(_native.call.in_use(self.fd, PROCESSES_MAX, self._test))
+
+    @property
+    def _test(self) -> int:
+        return OFD_GETLK if self._opened else fcntl.F_GETLK
 
     def after_fork(self) -> None:
         """In a new child: leave the parent's slot to the parent and take one of our own."""
-        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(fd, self.fd, inheritable=False)           # the parent's description is closed here, its lock stays
-        os.close(fd)
         self.slot, self.pid = -1, os.getpid()
+        try:
+            fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            # The description stays the parent's too, and with it the parent's slot, for as long as either lives.
+            self._opened = False
+        else:
+            os.dup2(fd, self.fd, inheritable=False)       # the parent's description is closed here, its lock stays
+            os.close(fd)
+            self._opened = True
         self._take_slot()
 
     def leave(self) -> bool:

@@ -31,7 +31,7 @@ _i, _i32 = types.int64, types.int32
 FREE, WITHDRAWN = 0, 4                # PAIR.state
 ENFILE = 23
 LOW = 0xFFFFFFFF
-F_WRLCK, F_UNLCK, OFD_GETLK, LOCKS = 1, 2, 36, 1 << 40
+F_WRLCK, F_UNLCK, LOCKS = 1, 2, 1 << 40
 _AFTER_CLOSE = after(Event.CLOSE)
 
 _calloc = extern("calloc", _i, _i, _i)
@@ -153,14 +153,14 @@ def enter(facts, index, side, fd, spin_ns, adapts):
 
 
 @kernel
-def in_use(fd, slots):
-    """Return 1 if another process holds a slot of the object, see `shm.objects`."""
+def in_use(fd, slots, test):
+    """Return 1 if another process holds a slot of the object, by F_GETLK or F_OFD_GETLK, see `shm.objects`."""
     request = scratch()
     store(request, F_WRLCK)
     store(request + 8, LOCKS)
     store(request + 16, slots)
     store(request + 24, 0)
-    _fcntl(fd, OFD_GETLK, request)
+    _fcntl(fd, test, request)
     return 1 if load(request) & 0xFFFF != F_UNLCK else 0
 
 

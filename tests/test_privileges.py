@@ -1,0 +1,121 @@
+"""Servers that take root's ports and then give up what they may: the user, the files, the modules.
+
+What was opened before goes on as it was, what comes later is accelerated if it can be, and neither ever fails for that.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Both ends of each connection are in one process, so one parameter gives all of it up.
+PROGRAM = """
+import encodings.idna, gc, os, sys, threading
+import shmstack.socket as socket
+
+NOBODY, SIZE = 65534, 300_000
+
+def echo(listener):
+    while True:
+        sock, _ = listener.accept()
+        threading.Thread(target=serve, args=(sock,), daemon=True).start()
+
+def serve(sock):
+    with sock:
+        while data := sock.recv(1 << 16):
+            sock.sendall(data)
+
+def listen():
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=echo, args=(listener,), daemon=True).start()
+    return listener.getsockname()
+
+def talk(sock):
+    sender = threading.Thread(target=sock.sendall, args=(bytes(SIZE),))
+    sender.start()
+    left = SIZE
+    while left:
+        left -= len(sock.recv(left))
+    sender.join()
+
+def connect(address):
+    sock = socket.create_connection(address, timeout=60)
+    talk(sock)
+    return sock
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        raise ModuleNotFoundError(f"{name} can't be read")
+
+def user():
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+def files():
+    os.chroot(sys.argv[3])
+    os.chdir("/")
+
+def modules():
+    sys.meta_path[:] = [Nothing()]
+
+kept = None
+if sys.argv[1] != "modules":
+    before = listen()
+    kept = connect(before)
+{"user": user, "files": files, "modules": modules}[sys.argv[1]]()
+address = listen()
+socks = [connect(address)]
+if kept:
+    talk(kept)
+    socks += [connect(before), kept]
+if sys.argv[2] == "fork":
+    reader, writer = os.pipe()
+    segment = kept._endpoint.stack.segment
+    parent = segment.slot
+    pid = os.fork()
+    if pid == 0:
+        talk(connect(address))
+        talk(kept)
+        assert segment.slot != parent and segment.alive(parent) and segment.others()
+        os.write(writer, b"%d" % segment.slot)
+        threading.Event().wait()
+    os.close(writer)
+    child = int(os.read(reader, 100))
+    assert segment.slot == parent and segment.alive(child)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    assert not segment.alive(child)
+    talk(kept)
+print(*[int(sock._endpoint is not None) for sock in socks], flush=True)
+os._exit(0)
+"""
+
+
+def run(what, *more, mode=2):
+    """Return 1 or 0 for each of the program's connections: whether it is accelerated."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("EF_", "SHMSTACK_"))}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, what, *more], env={**environ, "EF_TCP_CLIENT_LOOPBACK": str(mode)},
+                          capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("mode", [2, 3, 4])
+def test_program_that_can_read_no_module_any_more_is_accelerated(mode):
+    assert run("modules", "stay", mode=mode) == ["1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("forks", ["stay", "fork"])
+@pytest.mark.parametrize("mode", [2, 3, 4])
+def test_program_that_becomes_another_user_keeps_its_connections_and_gets_new_ones(mode, forks):
+    assert run("user", forks, mode=mode) == ["1", "1", "1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root directory")
+@pytest.mark.parametrize("forks", ["stay", "fork"])
+def test_program_that_sees_no_files_any_more_keeps_its_connections_and_gets_kernel_ones(forks, tmp_path):
+    assert run("files", forks, str(tmp_path)) == ["0", "0", "1"]

@@ -20,11 +20,10 @@ from typing import Any
 _PACKAGE = Path(__file__).resolve().parent
 _SYSTEM, _MACHINE = os.uname().sysname, os.uname().machine
 _SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/bell.py", "ring/doorbell.py", "ring/lock.py",
-            "ring/stream.py", "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py", "tcp/spill.py",
-            "tcp/course.py", "tcp/loopback.py", "tcp/lend.py", "tcp/budget.py", "tcp/spin.py", "tcp/pace.py",
-            "tcp/wait.py", "tcp/ready.py", "tcp/life.py", "tcp/offer.py", "tcp/method.py", "tcp/nopython.py",
-            "tcp/inplace.py",
-            "tcp/entry.py")
+            "ring/stream.py", "ring/memory.py", "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py",
+            "tcp/spill.py", "tcp/course.py", "tcp/loopback.py", "tcp/lend.py", "tcp/budget.py", "tcp/spin.py",
+            "tcp/pace.py", "tcp/wait.py", "tcp/ready.py", "tcp/life.py", "tcp/offer.py", "tcp/method.py",
+            "tcp/nopython.py", "tcp/inplace.py", "tcp/entry.py")
 _FASTCALL, _KEYWORDS = 0x80, 0x02
 _NUMBERS = {"x86_64": (202, 324), "aarch64": (98, 283), "riscv64": (98, 283)}     # futex, membarrier
 

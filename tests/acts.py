@@ -326,17 +326,25 @@ def ring_position(name="one"):
 
 def send_until_killed(size, data, name="one"):
     """Send; the kernel kills this process at its first system call that sends `size` bytes, before it does so."""
-    numbers = {"x86_64": 44, "aarch64": 206}                  # sendto
-    allow, kill = 0x7FFF0000, 0x80000000
-    steps = [(0x20, 0, 0, 0), (0x15, 0, 3, numbers[os.uname().machine]), (0x20, 0, 0, 32), (0x15, 0, 1, size),
-             (0x06, 0, 0, kill), (0x06, 0, 0, allow)]
+    _at_call({"x86_64": 44, "aarch64": 206}, size, 0x80000000)                    # sendto; kill the process
+    held[name].sendall(data)
+
+
+def be_an_old_kernel():
+    """Have madvise answer that it doesn't know MADV_POPULATE_WRITE, as Linux before 5.14 does."""
+    _at_call({"x86_64": 28, "aarch64": 233}, 23, 0x00050000 | errno.EINVAL)
+
+
+def _at_call(numbers, third, action):
+    """Have seccomp do this at each system call of that number whose third argument is `third`."""
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 3, numbers[os.uname().machine]), (0x20, 0, 0, 32), (0x15, 0, 1, third),
+             (0x06, 0, 0, action), (0x06, 0, 0, 0x7FFF0000)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):     # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
         raise OSError(ctypes.get_errno(), "seccomp")
-    held[name].sendall(data)
 
 
 # ---- moves ---------------------------------------------------------------------------------------------------

@@ -179,8 +179,8 @@ class Memory:
             self.taken[fd] += len(got)
         return len(got) or (0 if fd ^ 1 in self.closed else -1)
 
-    def _fallocate(self, _fd, _mode, offset, size):
-        assert offset >= 0 and size > 0, f"asks for {size} bytes at {offset}"
+    def _madvise(self, address, size, _advice):
+        assert address >= 0 and size > 0, f"asks for {size} bytes at {address:#x}"
         return 0
 
     def _queued(self, h):

@@ -210,3 +210,38 @@ def test_object_is_opened_by_whom_the_owner_lets_in(name, share, friend, third):
             assert process.call("attempt", "segment_attach", name, OWNER) == (OWNER if allowed else "EACCES")
             assert process.call("attempt", "segment_attach", name) == "EACCES"        # a stranger's, not asked for
             assert process.call("attempt", "open_plainly", path(name)) == (True if allowed else "EACCES")
+
+
+# ---- memory --------------------------------------------------------------------------------------------------
+
+def streams(client, server, count):
+    """Make connections that stream both ways; return which of them are accelerated on both sides."""
+    address, found = server.call("listen"), []
+    for number in range(count):
+        client.call("connect", address, number)
+        server.call("accept", number)
+        server.start("stream", 1, 2, 1 << 19, number)
+        client.call("stream", 2, 1, 1 << 19, number)
+        server.result()
+        found.append(all(process.call("home", number) for process in (client, server)))
+    return found
+
+
+@needs_root
+@pytest.mark.parametrize("size", [64, 300, 700, 1500])
+def test_rings_take_what_memory_there_is_and_the_kernel_carries_the_rest(size):
+    script = f'mount -t tmpfs -o size={size}k none /dev/shm && exec "$0" "$@"'
+    with Process(prefix=["unshare", "--mount", "sh", "-c", script]) as server:
+        server.call("listen", name="other")                    # by then it is mounted
+        with Process(prefix=["nsenter", f"--mount=/proc/{server.pid}/ns/mnt"]) as client:
+            found = streams(client, server, 10)
+            assert found[0] == (size > 64) and not found[-1], found
+            counters = client.call("counters")
+            assert size == 64 or (counters["not_stack_full"] == found.count(False) and counters["not_no_memory"] > 0)
+
+
+def test_linux_without_populate_write_has_accelerated_connections():
+    with Process() as client, Process() as server:
+        for process in (client, server):
+            process.call("be_an_old_kernel")
+        assert streams(client, server, 3) == [True] * 3

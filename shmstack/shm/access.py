@@ -5,6 +5,7 @@ The kernel checks it at each open; what a process has mapped stays mapped.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 
@@ -14,6 +15,8 @@ try:
 except ImportError:                   # installed without dependencies: the interpreter has the same two calls
     import _posixshmem
     posix_ipc = None
+
+_HIGH = 700
 
 
 def grant(fd: int, share_with: int) -> None:
@@ -28,6 +31,16 @@ def grant(fd: int, share_with: int) -> None:
         entries = [(1, 6, undefined), (2, 6, share_with), (4, 0, undefined), (0x10, 6, undefined), (0x20, 0, undefined)]
         value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
         os.setxattr(fd, "system.posix_acl_access", value)
+
+
+def aside(fd: int) -> int:
+    """Return the descriptor with a number that programs don't count on: those after the ones that they have."""
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError:                   # a low limit
+        return fd
+    os.close(fd)
+    return high
 
 
 def shm_open(name: str, flags: int, mode: int) -> int:

@@ -6,10 +6,12 @@ layout; access is what the kernel grants on the object, nothing else.
 
 Theory.  A user holds an open-file-description lock on one byte of the object, far behind its end: the byte of its
 slot in the process table.  The kernel drops it with the process, whatever happens, in any pid namespace, so "who
-lives" is asked by F_OFD_GETLK and never by a pid.  A forked child opens the object anew for that; where it may not, since
-the privileges were dropped, it holds a lock of the process instead.  Making, joining and removing an object take turns
-by flock on the object itself; whoever got the turn looks whether the name still means that object, and starts again
-if not.
+lives" is asked by F_OFD_GETLK and never by a pid.  The mapping keeps the open file alive and so the lock, also if the
+program closes our descriptor: daemons close all that they don't know.  Then the number may be another file's, so it
+is looked at before each use.  A forked child opens and maps the object anew, to have a lock of its own; where it may not,
+since the privileges were dropped, it holds a lock of the process.  Making, joining and removing an object take
+turns by flock on the object itself; whoever got the turn looks whether the name still means that object, and starts
+again if not.
 
 Rejected: reference counts (a killed process keeps its count), pids (reused, and other namespaces have others), a
 lock file for turns (in a directory for all users it would have to be writable by all).
@@ -21,7 +23,7 @@ import os
 import time
 
 from shmstack import _native, errors
-from shmstack.shm.access import grant, shm_open
+from shmstack.shm.access import aside, grant, shm_open
 from shmstack.shm.layout import DIGEST, HEADER, MAGIC, PROCESSES_MAX, VERSION
 from shmstack.shm.objects import (
     DIRECTORY, OFD_GETLK, OFD_SETLK, PREFIX, TURN_SECONDS, held, in_use, lock, open_object, owed, take_turn, unlink)
@@ -35,7 +37,7 @@ class Segment:
     name : str
         Object name behind the prefix.
     fd, base, size : int
-        Descriptor, address and bytes of the mapping.
+        Descriptor (-1: left; it may not be ours any more, see `descriptor`), address and bytes of the mapping.
     slot : int
         This process' slot in the process table; -1 while it only looks.
     pid : int
@@ -47,14 +49,11 @@ class Segment:
     def __init__(self, name: str, fd: int) -> None:
         self.name, self.fd, self.slot, self.pid = name, fd, -1, os.getpid()
         self.handles: set[int] = set()
-        self._ended, self._opened = False, True
-        self.size = os.fstat(fd).st_size
-        # A mapping keeps its open file alive, with all locks on it, also in a forked child: so it has one of its own.
-        mapped = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-        self.base: int = _native.load().map(mapped, self.size)
-        os.close(mapped)
-        if self.base < 0:
-            raise OSError(-self.base, os.strerror(-self.base), name)
+        self._ended, self._status = False, os.fstat(fd)
+        self._mapped = True                                   # `fd` is the open file of the mapping, with our lock on it
+        self._opened = True                                   # that open file is this process' own
+        self.size = self._status.st_size
+        self.base: int = _need(_native.load().map(0, fd, self.size), name)
 
     # ---- making and joining
 
@@ -68,12 +67,13 @@ class Segment:
         share_with : 0 nobody else, -1 everybody, or a uid that may open the object too
         """
         native = _native.load()
-        fd = shm_open(PREFIX + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        fd = aside(shm_open(PREFIX + name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        self = None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             os.ftruncate(fd, int(header["size"]))
-            _need(native.back(fd, 0, int(header["pairs_at"])), name)
             self = cls(name, fd)
+            _need(self.back(0, int(header["pairs_at"])), name)
             self._take_slot()
             at = HEADER.at
             for field, value in header.items():
@@ -88,6 +88,8 @@ class Segment:
         except BaseException:
             os.unlink(f"{DIRECTORY}/{PREFIX}{name}")
             os.close(fd)
+            if self is not None:
+                self.unmap()
             raise
         fcntl.flock(fd, fcntl.LOCK_UN)
         return self
@@ -102,7 +104,7 @@ class Segment:
         """
         end = time.monotonic() + TURN_SECONDS
         while True:
-            fd = open_object(name)
+            fd = aside(open_object(name))
             try:
                 owner = os.fstat(fd).st_uid                   # first: a stranger's turn might never end
                 if owner not in (os.geteuid(), 0, *owners) and -1 not in owners:
@@ -154,28 +156,65 @@ class Segment:
 
     def alive(self, slot: int) -> bool:
         """Return whether the process that holds `slot` exists."""
-        return 0 <= slot < PROCESSES_MAX and (slot == self.slot or held(self.fd, slot, self._test))
+        return 0 <= slot < PROCESSES_MAX and (slot == self.slot or self._held(slot))
 
     def others(self) -> bool:
         """Return whether any other process uses the object."""
-        return bool(_native.call.in_use(self.fd, PROCESSES_MAX, self._test))
+        if self._mapped and self._is_ours():
+            return bool(_native.call.in_use(self.fd, PROCESSES_MAX, OFD_GETLK if self._opened else fcntl.F_GETLK))
+        return any(self._held(slot) for slot in range(PROCESSES_MAX) if slot != self.slot)
 
-    @property
-    def _test(self) -> int:
-        return OFD_GETLK if self._opened else fcntl.F_GETLK
+    def _held(self, slot: int) -> bool:
+        try:
+            return held(self.descriptor(), slot, OFD_GETLK if self._opened else fcntl.F_GETLK)
+        except OSError:
+            return True                                       # can't be known
+
+    def back(self, offset: int, size: int) -> int:
+        """Have memory behind a part of the object; return 0 or -errno."""
+        failed: int = _native.call.back(self.base, self.fd, offset, size)
+        return failed
+
+    def descriptor(self) -> int:
+        """Return a descriptor of the object, a new one if the program closed ours; raise OSError or StackNotFound."""
+        if self.fd < 0:
+            raise errors.StackNotFound(f"stack {self.name!r}", "it was left")
+        if not self._is_ours():
+            self.fd, self._mapped = self._open(f"{DIRECTORY}/{PREFIX}{self.name}"), False
+        return self.fd
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.fd), self._status)
+        except OSError:
+            return False
+
+    def _open(self, path: str) -> int:
+        fd = aside(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+        if not os.path.samestat(os.fstat(fd), self._status):
+            os.close(fd)
+            raise errors.StackNotFound(f"stack {self.name!r}", "another of that name")
+        return fd
 
     def after_fork(self) -> None:
         """In a new child: leave the parent's slot to the parent and take one of our own."""
-        self.slot, self.pid = -1, os.getpid()
+        self.pid, ours = os.getpid(), self._is_ours()
         try:
-            fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+            fd = self._open(f"/proc/self/fd/{self.fd}" if ours else f"{DIRECTORY}/{PREFIX}{self.name}")
+            _need(_native.call.map(self.base, fd, self.size), self.name)
         except OSError:
-            # The description stays the parent's too, and with it the parent's slot, for as long as either lives.
+            # The open file stays the parent's too, and with it the parent's slot, for as long as either lives.
             self._opened = False
+            if not ours:
+                return                                        # nor can we have another
         else:
-            os.dup2(fd, self.fd, inheritable=False)       # the parent's description is closed here, its lock stays
-            os.close(fd)
-            self._opened = True
+            if ours:
+                os.dup2(fd, self.fd, inheritable=False)       # the parent's open file is closed here, its lock stays
+                os.close(fd)
+            else:
+                self.fd = fd
+            self._mapped = self._opened = True
+        self.slot = -1
         self._take_slot()
 
     def leave(self) -> bool:
@@ -187,12 +226,17 @@ class Segment:
             return False
         removed = False
         try:
-            take_turn(self.fd, self.name)
-            owing = _native.call.load(self.base + HEADER.at.moved_to) and owed(self.name)
-            removed = not self.others() and not owing and unlink(self.name, self.fd)
-        except errors.StackDenied:
+            fd = self.descriptor()
+            try:
+                take_turn(fd, self.name)
+                owing = _native.call.load(self.base + HEADER.at.moved_to) and owed(self.name)
+                removed = not self.others() and not owing and unlink(self.name, fd)
+            finally:
+                lock(fd, self.slot, fcntl.F_UNLCK, command=OFD_SETLK if self._opened else fcntl.F_SETLK)
+                fcntl.flock(fd, fcntl.LOCK_UN)
+                os.close(fd)
+        except OSError:
             pass                      # whoever has the turn has it for good; the object is reaped later
-        os.close(self.fd)
         self.fd, self.slot = -1, -1
         return removed
 
@@ -216,6 +260,7 @@ class Segment:
             _native.call.unmap(base, self.size)
 
 
-def _need(result: int, name: str) -> None:
+def _need(result: int, name: str) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result), name)
+    return result

@@ -252,7 +252,7 @@ class Stack:
         wanted = min(self.capacity, max(there * 4, least + PAGE, _FIRST_BACKING))
         if there >= wanted:
             return 0
-        failed: int = _native.call.back(self.segment.fd, self.ring_offset(index, side) + there, wanted - there)
+        failed: int = self.segment.back(self.ring_offset(index, side) + there, wanted - there)
         if not failed:
             _native.call.store(where, wanted)
         return failed

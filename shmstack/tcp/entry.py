@@ -12,7 +12,7 @@ from numba import types
 from shmstack._jit import (
     cas, copy, extern, fetch_add, fetch_or, kernel, load, load32, load_acquire, scratch, store, store_release,
     swap, cycles)
-from shmstack.ring import doorbell, lock, stream
+from shmstack.ring import doorbell, lock, memory, stream
 from shmstack.shm.layout import DIRECTION
 from shmstack.tcp import inplace, lane, lend, life, loopback, offer, ready, spill, spin, wait
 from shmstack.tcp.codes import OVERFLOW
@@ -37,7 +37,6 @@ _calloc = extern("calloc", _i, _i, _i)
 _free = extern("free", _none, _i)
 _mmap = extern("mmap", _i, _i, _i, _i32, _i32, _i32, _i)
 _munmap = extern("munmap", _i32, _i, _i)
-_fallocate = extern("fallocate", _i32, _i32, _i32, _i, _i)
 
 FUNCTIONS: dict[str, Callable[..., int]] = {}
 
@@ -58,7 +57,7 @@ def integers(function: Any, name: str | None = None) -> Any:
 
 for _kernel in (
         doorbell.register_barrier, doorbell.barrier, doorbell.after_bell, doorbell.wake, doorbell.ring_bell, doorbell.now_ns,
-        lock.take, lock.unlock, lock.break_lock,
+        lock.take, lock.unlock, lock.break_lock, memory.back,
         stream.pass_bounds, stream.outstanding, stream.lane_end, stream.set_bound,
         loopback.announce, spill.spill, spill.inherit_sent, spill.inherit_received, lane.set_lowat, lane.under_way,
         loopback.send_some, loopback.recv_some, loopback.recv_end, lend.lend,
@@ -107,21 +106,15 @@ def _touch(handle):
 
 
 @_named("map")
-def _map(fd, size):
-    """Map `size` bytes of the object, shared; return the address or -errno."""
-    address = _mmap(0, size, 3, 1, fd, 0)
+def _map(at, fd, size):
+    """Map `size` bytes of the object, shared, in place of what is at `at` unless that is 0; return the address or -errno."""
+    address = _mmap(at, size, 3, 0x11 if at else 1, fd, 0)
     return lane.failure() if address == -1 else address
 
 
 @_named("unmap")
 def _unmap(address, size):
     return _munmap(address, size)
-
-
-@_named("back")
-def _back(fd, offset, size):
-    """Put memory behind a range of the object, or return -errno (ENOSPC): writing there then can't fault."""
-    return lane.failure() if _fallocate(fd, 0, offset, size) else 0
 
 
 def function(name: str) -> Callable[[Any], Any]:

@@ -17,10 +17,11 @@ from shmstack._jit import (
 from shmstack.ring.bell import FUTEX, KERNEL, RING
 from shmstack.ring.doorbell import BY_SENDERS, ring_bell, wake
 from shmstack.ring.lock import take, unlock
+from shmstack.ring.memory import back
 from shmstack.ring.stream import outstanding
 from shmstack.shm.layout import DIRECTION, HEADER, OFFER, PAIR, PAIR_DIRECTION, PAIR_SIZE, PAIR_TCB, TCB
 from shmstack.tcp.handle import FACTS, HANDLE
-from shmstack.tcp.lane import closed_by_peer, failure
+from shmstack.tcp.lane import closed_by_peer
 from shmstack.tcp.spin import in_ring
 from shmstack.tcp.state import Event, after
 
@@ -35,7 +36,6 @@ F_WRLCK, F_UNLCK, LOCKS = 1, 2, 1 << 40
 _AFTER_CLOSE = after(Event.CLOSE)
 
 _calloc = extern("calloc", _i, _i, _i)
-_fallocate = extern("fallocate", _i32, _i32, _i32, _i, _i)
 _fcntl = extern("fcntl", _i32, _i32, _i32, _i)
 _clock = extern("clock_gettime", _i32, _i32, _i)
 
@@ -90,8 +90,9 @@ def take_pair(facts):
             fetch_add(base + _HD.fresh, -1)
             return -ENFILE
         offset = pair_at(facts, index) - base
-        if _fallocate(load(facts + _F.memory_fd), 0, offset, PAIR_SIZE):
-            return failure()
+        failed = back(base, load(facts + _F.memory_fd), offset, PAIR_SIZE)
+        if failed:
+            return failed
     clear(pair_at(facts, index))
     fetch_add(base + _HD.used, 1)
     return index

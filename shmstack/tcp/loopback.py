@@ -22,12 +22,12 @@ kernel socket is asked, because close and shutdown are done on it too.
 """
 from __future__ import annotations
 
-from numba import types
 
-from shmstack._jit import extern, fetch_add, fetch_or, kernel, load, load_acquire, store_release
+from shmstack._jit import fetch_add, fetch_or, kernel, load, load_acquire, store_release
 from shmstack.ring.bell import FUTEX, RING, WAITER
 from shmstack.ring.doorbell import before_bell, ring_bell
 from shmstack.ring.lock import take, unlock
+from shmstack.ring.memory import back
 from shmstack.ring.stream import (
     cached_room, consume, get, outstanding, pass_bounds, publish, put, readable, window)
 from shmstack.shm.layout import COUNTERS, DIRECTION, PAGE, WAITER as WAITER_STRUCT
@@ -45,8 +45,6 @@ _MAP = WAITER_STRUCT.size
 FIRST_BACKING = 1 << 14
 _OVERFLOWS = 8 * COUNTERS.index("overflows")
 
-_fallocate = extern("fallocate", types.int32, types.int32, types.int32, types.int64, types.int64)
-
 # ---- sending -------------------------------------------------------------------------------------------------
 
 @kernel
@@ -56,7 +54,8 @@ def extend(h, tx, end):
     if there >= end:
         return 1
     wanted = min(load(h + _H.capacity), max(4 * there, FIRST_BACKING, (end + PAGE - 1) // PAGE * PAGE))
-    if _fallocate(load(h + _H.memory_fd), 0, load(h + _H.tx_offset) + there, wanted - there):
+    offset = load(h + _H.tx_offset)
+    if back(load(h + _H.tx_ring) - offset, load(h + _H.memory_fd), offset + there, wanted - there) < 0:
         return 0
     store_release(tx + _D.backed, wanted)
     return 1

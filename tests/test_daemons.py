@@ -1,6 +1,7 @@
-"""Servers that take root's ports and then give up what they may: the user, the files, the modules.
+"""Servers that take their port and then give up what they can: the user, the files, the modules, all other descriptors.
 
-What was opened before goes on as it was, what comes later is accelerated if it can be, and neither ever fails for that.
+What was opened before goes on as it was, what comes later is accelerated if it can be, neither ever fails for that, and
+nothing of theirs is touched.
 """
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ import pytest
 
 # Both ends of each connection are in one process, so one parameter gives all of it up.
 PROGRAM = """
-import encodings.idna, gc, os, sys, threading
+import contextlib, encodings.idna, gc, os, stat, sys, threading
 import shmstack.socket as socket
+from shmstack.shm import objects
+from shmstack.stack import stack as stacks
 
 NOBODY, SIZE = 65534, 300_000
 
@@ -61,11 +64,23 @@ def files():
 def modules():
     sys.meta_path[:] = [Nothing()]
 
+def descriptors():
+    global log
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if number > 2 and not stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.close(number)
+    log = kept._endpoint.stack.segment.fd
+    os.dup2(os.open(sys.argv[3], os.O_RDWR | os.O_CREAT), log)
+    os.write(log, b"one")
+    with open(os.path.join(objects.DIRECTORY, objects.PREFIX + kept._endpoint.stack.name), "rb") as anew:
+        assert objects.in_use(anew.fileno())
+
 kept = None
 if sys.argv[1] != "modules":
     before = listen()
     kept = connect(before)
-{"user": user, "files": files, "modules": modules}[sys.argv[1]]()
+{"user": user, "files": files, "modules": modules, "descriptors": descriptors}[sys.argv[1]]()
 address = listen()
 socks = [connect(address)]
 if kept:
@@ -89,6 +104,11 @@ if sys.argv[2] == "fork":
     os.waitpid(pid, 0)
     assert not segment.alive(child)
     talk(kept)
+if sys.argv[1] == "descriptors":
+    for stack in list(stacks._attached.values()):
+        stack.leave()
+    os.write(log, b" two")
+    assert os.pread(log, 99, 0) == b"one two"
 print(*[int(sock._endpoint is not None) for sock in socks], flush=True)
 os._exit(0)
 """
@@ -119,3 +139,9 @@ def test_program_that_becomes_another_user_keeps_its_connections_and_gets_new_on
 @pytest.mark.parametrize("forks", ["stay", "fork"])
 def test_program_that_sees_no_files_any_more_keeps_its_connections_and_gets_kernel_ones(forks, tmp_path):
     assert run("files", forks, str(tmp_path)) == ["0", "0", "1"]
+
+
+@pytest.mark.parametrize("forks", ["stay", "fork"])
+@pytest.mark.parametrize("mode", [2, 3, 4])
+def test_program_that_closes_all_it_does_not_know_may_use_the_numbers_again(mode, forks, tmp_path):
+    assert run("descriptors", forks, str(tmp_path / "log"), mode=mode) == ["1", "1", "1"]

@@ -170,10 +170,11 @@ class socket(Ending, metaclass=_Kind):
         try:
             paths = listening.publish(self)
             self._records, self._listens = (os.getpid(), paths), names.current(self) if paths else None
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             self._records = os.getpid(), []
             if not names.options().no_fail:
                 raise
+            rendezvous.refuse(None, "not_error", error)       # there may be no stack to count it in
 
     def accept(self) -> tuple[socket, Any]:
         if self._records is not None or _base.getsockopt(self, _stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):

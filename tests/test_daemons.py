@@ -118,7 +118,7 @@ def run(what, *more, mode=2):
     """Return 1 or 0 for each of the program's connections: whether it is accelerated."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("EF_", "SHMSTACK_"))}
     done = subprocess.run([sys.executable, "-c", PROGRAM, what, *more], env={**environ, "EF_TCP_CLIENT_LOOPBACK": str(mode)},
-                          capture_output=True, text=True, check=False, timeout=120)
+                          capture_output=True, text=True, check=False, timeout=120, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -210,6 +212,14 @@ def test_object_is_opened_by_whom_the_owner_lets_in(name, share, friend, third):
             assert process.call("attempt", "segment_attach", name, OWNER) == (OWNER if allowed else "EACCES")
             assert process.call("attempt", "segment_attach", name) == "EACCES"        # a stranger's, not asked for
             assert process.call("attempt", "open_plainly", path(name)) == (True if allowed else "EACCES")
+
+
+def test_reason_why_a_listener_has_no_stack_is_said():
+    code = ("import resource, shmstack.socket as socket; resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2); "
+            "socket.create_server(('127.0.0.1', 0)).close()")
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "EF_LOG": "debug"}, capture_output=True,
+                          text=True, check=True, timeout=60, cwd="/")
+    assert "kernel TCP: not_error [Errno 12]" in done.stderr
 
 
 # ---- memory --------------------------------------------------------------------------------------------------

@@ -70,7 +70,8 @@ def accept(sock: Any, lately: int) -> tuple[int, Any, int, bool]:
     return *found, min(2 * lately + 1000, ACCEPT_SPIN_NS) if soon else lately // 2, soon
 
 
-def _refuse(stack: Stack | None, why: str, detail: object = "") -> None:
+def refuse(stack: Stack | None, why: str, detail: object = "") -> None:
+    """Count, and say if EF_LOG has debug, why a socket gets kernel TCP."""
     if stack is not None:
         stack.count(why)
     # Not by `logging`: a program's handler may be what connects here.
@@ -92,14 +93,14 @@ def offer(sock: Any, address: Any) -> Endpoint | None:
     except (OSError, errors.OptionError) as error:
         if not names.options().no_fail:
             raise
-        _refuse(names.existing(sock), "not_stack_full" if isinstance(error, errors.StackFull) else "not_error", error)
+        refuse(names.existing(sock), "not_stack_full" if isinstance(error, errors.StackFull) else "not_error", error)
         return None
 
 
 def _offer(sock: Any, address: Any) -> Endpoint | None:
     chosen = names.options()
     if not chosen.tcp or chosen.tcp_connect_handover or chosen.tcp_client_loopback == 0:
-        _refuse(names.existing(sock), "not_client_off" if chosen.tcp_client_loopback == 0 else "not_option")
+        refuse(names.existing(sock), "not_client_off" if chosen.tcp_client_loopback == 0 else "not_option")
         return None
     try:
         family, where = lifeline.packed(address[0] or "0.0.0.0")
@@ -109,7 +110,7 @@ def _offer(sock: Any, address: Any) -> Endpoint | None:
     netns = lifeline.netns(sock)
     found = listening.record(netns, family, where, port)
     if found is None or not listening.is_local(family, where):
-        _refuse(names.existing(sock), "not_no_listener")
+        refuse(names.existing(sock), "not_no_listener")
         return None
     mine = names.current(sock)
     if mine is None:
@@ -117,10 +118,10 @@ def _offer(sock: Any, address: Any) -> Endpoint | None:
     # Which of several the kernel will choose nobody knows: one in our stack is as good as any, unless we insist on it.
     home = policy.home(mine.client, found.server, found.stack == mine.name and not (found.several and mine.client == 1))
     if home is Home.KERNEL:
-        _refuse(mine, policy.reason(mine.client, found.server))
+        refuse(mine, policy.reason(mine.client, found.server))
         return None
     if not listening.owner_listens(found, family, address[0], port, netns):
-        _refuse(mine, "not_other_owner", found)
+        refuse(mine, "not_other_owner", found)
         return None
     theirs = mine if home is Home.SAME or (found.several and home is not Home.LISTENER) else _their_stack(mine, found)
     if theirs is None or home in (Home.CLIENT, Home.NEW) and not _joins(found, mine):
@@ -170,13 +171,13 @@ def _their_stack(mine: Stack, found: directory.Listening) -> Stack | None:
     try:
         return Stack.attach(found.stack, (found.owner,))
     except errors.StackDenied as error:
-        _refuse(mine, "not_permitted", error)
+        refuse(mine, "not_permitted", error)
     except errors.LayoutMismatch as error:
-        _refuse(mine, "not_other_layout", error)
+        refuse(mine, "not_other_layout", error)
     except errors.StackNotFound:
         directory.remove(found.path)                         # its stack has died: so has the record
         directory.settle(found.path)
-        _refuse(mine, "not_no_listener")
+        refuse(mine, "not_no_listener")
     return None
 
 
@@ -185,7 +186,7 @@ def _joins(found: directory.Listening, mine: Stack) -> bool:
     uid, shared = found.owner, mine.share_with
     if uid in (0, mine.owner) or shared in (-1, uid) and shared != 0:
         return True
-    _refuse(mine, "not_permitted", f"EF_SHARE_WITH={shared}, listener is uid {uid}")
+    refuse(mine, "not_permitted", f"EF_SHARE_WITH={shared}, listener is uid {uid}")
     return False
 
 
@@ -206,11 +207,11 @@ def adopt(sock: Any, listener: Stack | None) -> Endpoint | None:
     try:
         return _adopt(sock, listener)
     except errors.StackDenied as error:
-        _refuse(listener, "accept_not_permitted", error)
+        refuse(listener, "accept_not_permitted", error)
     except OSError as error:
         if not names.options().no_fail:
             raise
-        _refuse(listener, "accept_refused", error)
+        refuse(listener, "accept_refused", error)
     return None
 
 
@@ -234,7 +235,7 @@ def _adopt(sock: Any, listener: Stack) -> Endpoint | None:
         listener.count("accept_no_offer")
         return None
     if found.owner not in (uid, os.geteuid(), 0):
-        _refuse(listener, "accept_refused", f"the offer is uid {found.owner}'s, the socket uid {uid}'s")
+        refuse(listener, "accept_refused", f"the offer is uid {found.owner}'s, the socket uid {uid}'s")
         return None
     end = _join(sock, listener, cookie, (found.stack, found.pair, found.generation), (uid,))
     if end is not None:
@@ -246,7 +247,7 @@ def _join(sock: Any, listener: Stack, cookie: int, where: tuple[str, int, int], 
     """Take up the offer of the socket `cookie`: (stack, pair, generation)."""
     name, index, generation = where
     if not policy.admits(listener.server, name == listener.name):
-        _refuse(listener, "accept_refused", f"EF_TCP_SERVER_LOOPBACK={listener.server}")
+        refuse(listener, "accept_refused", f"EF_TCP_SERVER_LOOPBACK={listener.server}")
         return None
     if name == listener.name:
         stack = listener

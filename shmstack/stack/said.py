@@ -13,17 +13,14 @@ def settings(options: Options) -> bytes:
     return " ".join(f"{k}={v}" for k, v in options.as_env().items()).encode()[:1023]
 
 
-_commands: dict[int, bytes] = {}
-
-
+@lru_cache(1)
 def command() -> bytes:
-    """Return this process' command name, as it was when it was first asked for."""
-    pid = os.getpid()
-    if pid not in _commands:
-        _commands.clear()
-        try:
-            with open("/proc/self/comm", "rb") as comm:
-                _commands[pid] = comm.read().strip()[:15]
-        except OSError:
-            _commands[pid] = b"?"
-    return _commands[pid]
+    """Return this process' command name, as it was when it was first asked for; forked children have their parent's."""
+    try:
+        comm = os.open("/proc/self/comm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b"?"
+    try:
+        return os.read(comm, 15).strip()
+    finally:
+        os.close(comm)

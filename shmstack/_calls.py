@@ -173,7 +173,7 @@ def _let_go(args: tuple[Any, ...]) -> tuple[Any, ...]:
         except (TypeError, ValueError):
             continue
         if (level, kind) == (_stdlib.SOL_SOCKET, _stdlib.SCM_RIGHTS):
-            for end in list(attachment.endpoints):
+            for end in attachment.living():
                 owner = end.owner()
                 if owner is not None and end.open and end.fd in fds:
                     owner._to_kernel()

@@ -133,7 +133,7 @@ FUNCTIONS = (
     "reserve commit look_at give_back "
     "ring_ready collect poll_marks set_asleep watch look listen_to expect_kernel spin_look "
     "take_pair release_pair point enter offer established claim withdraw unpost silent finish ended meet "
-    "spin_accept in_use limited").split()
+    "spin_accept share in_use take_slot limited").split()
 
 
 def load() -> Any:

@@ -22,7 +22,7 @@ _FLOCK = "hhqqi4x"                    # struct flock of 64-bit Linux
 OFD_GETLK, OFD_SETLK = 36, 37
 TURN_SECONDS = 5.0
 _YIELDS = 100
-_QUIETLY = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK      # anybody may have put up that name
+QUIETLY = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK      # anybody may have put up that name
 
 
 def lock(fd: int, slot: int, kind: int, count: int = 1, command: int = OFD_SETLK) -> int:
@@ -88,7 +88,7 @@ def names() -> Iterator[str]:
 def living(name: str) -> bool:
     """Return whether some process uses the object; True if that can't be known."""
     try:
-        fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", _QUIETLY)
+        fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", QUIETLY)
     except FileNotFoundError:
         return False
     except OSError:
@@ -111,7 +111,7 @@ def reap() -> list[str]:
     removed = []
     for name in names():
         try:
-            fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", _QUIETLY)
+            fd = os.open(f"{DIRECTORY}/{PREFIX}{name}", QUIETLY)
         except OSError:
             continue
         try:

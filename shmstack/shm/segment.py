@@ -26,7 +26,7 @@ from shmstack import _native, errors
 from shmstack.shm.access import aside, grant, shm_open
 from shmstack.shm.layout import DIGEST, HEADER, MAGIC, PROCESSES_MAX, VERSION
 from shmstack.shm.objects import (
-    DIRECTORY, OFD_GETLK, OFD_SETLK, PREFIX, TURN_SECONDS, held, in_use, lock, open_object, owed, take_turn, unlink)
+    DIRECTORY, OFD_GETLK, OFD_SETLK, PREFIX, QUIETLY, TURN_SECONDS, held, in_use, lock, open_object, owed, take_turn, unlink)
 
 
 class Segment:
@@ -49,10 +49,11 @@ class Segment:
     def __init__(self, name: str, fd: int) -> None:
         self.name, self.fd, self.slot, self.pid = name, fd, -1, os.getpid()
         self.handles: set[int] = set()
-        self._ended, self._status = False, os.fstat(fd)
+        self._ended, status = False, os.fstat(fd)
+        self._inode = status.st_ino, status.st_dev
         self._mapped = True                                   # `fd` is the open file of the mapping, with our lock on it
         self._opened = True                                   # that open file is this process' own
-        self.size = self._status.st_size
+        self.size = status.st_size
         self.base: int = _need(_native.load().map(0, fd, self.size), name)
 
     # ---- making and joining
@@ -143,14 +144,9 @@ class Segment:
             raise errors.LayoutMismatch(f"stack {self.name!r} of size={self.size}", f"{load(self.base + at.size)}")
 
     def _take_slot(self) -> None:
-        for slot in range(PROCESSES_MAX):
-            try:
-                lock(self.fd, slot, fcntl.F_WRLCK, command=OFD_SETLK if self._opened else fcntl.F_SETLK)
-            except OSError:
-                continue
-            self.slot = slot
-            return
-        raise errors.StackFull(f"a process slot in stack {self.name!r}", f"all {PROCESSES_MAX} taken")
+        self.slot = _native.call.take_slot(self.fd, PROCESSES_MAX, OFD_SETLK if self._opened else fcntl.F_SETLK)
+        if self.slot < 0:
+            raise errors.StackFull(f"a process slot in stack {self.name!r}", f"all {PROCESSES_MAX} taken")
 
     # ---- living with it
 
@@ -180,18 +176,22 @@ class Segment:
         if self.fd < 0:
             raise errors.StackNotFound(f"stack {self.name!r}", "it was left")
         if not self._is_ours():
-            self.fd, self._mapped = self._open(f"{DIRECTORY}/{PREFIX}{self.name}"), False
+            self.fd, self._mapped = self._open(), False
         return self.fd
 
     def _is_ours(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(self.fd), self._status)
+            return self._same(self.fd)
         except OSError:
             return False
 
-    def _open(self, path: str) -> int:
-        fd = aside(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
-        if not os.path.samestat(os.fstat(fd), self._status):
+    def _same(self, fd: int) -> bool:
+        status = os.fstat(fd)
+        return (status.st_ino, status.st_dev) == self._inode
+
+    def _open(self) -> int:
+        fd = aside(os.open(f"{DIRECTORY}/{PREFIX}{self.name}", QUIETLY))
+        if not self._same(fd):
             os.close(fd)
             raise errors.StackNotFound(f"stack {self.name!r}", "another of that name")
         return fd
@@ -200,7 +200,7 @@ class Segment:
         """In a new child: leave the parent's slot to the parent and take one of our own."""
         self.pid, ours = os.getpid(), self._is_ours()
         try:
-            fd = self._open(f"/proc/self/fd/{self.fd}" if ours else f"{DIRECTORY}/{PREFIX}{self.name}")
+            fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC) if ours else self._open()
             _need(_native.call.map(self.base, fd, self.size), self.name)
         except OSError:
             # The open file stays the parent's too, and with it the parent's slot, for as long as either lives.
@@ -214,7 +214,6 @@ class Segment:
             else:
                 self.fd = fd
             self._mapped = self._opened = True
-        self.slot = -1
         self._take_slot()
 
     def leave(self) -> bool:

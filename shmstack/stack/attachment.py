@@ -25,7 +25,13 @@ from shmstack.tcp.state import Event, step
 _H, _D, _P, _T = HANDLE.at, DIRECTION.at, PAIR.at, TCB.at
 _STILL_SECONDS = 1.0                                        # longest wait for a lock that is held for one copy
 
-endpoints: weakref.WeakSet[Any] = weakref.WeakSet()         # of this process
+# Of this process, by handle.  A WeakSet takes longer, and touches 40 pages, which a forked child has to copy.
+endpoints: dict[int, weakref.ref[Any]] = {}
+
+
+def living() -> list[Any]:
+    """Return the endpoints of this process."""
+    return [end for known in tuple(endpoints.values()) if (end := known()) is not None]
 
 
 def _nobody() -> None:
@@ -84,7 +90,7 @@ class Attachment:
                 native.fetch_add(self.tcb + _T.arrived, 1)
                 self.counted = True
             self.set_timeout(timeout)
-        endpoints.add(self)
+        endpoints[self.handle] = weakref.ref(self)
 
     def _note(self) -> None:
         # The addresses of the handle, from numbers that were checked at attach.
@@ -257,7 +263,7 @@ class Attachment:
 
     def twin(self) -> Any:
         """Return the other end if it is in this process too."""
-        for other in list(endpoints):
+        for other in living():
             if other.pair == self.pair and other.side != self.side and other.pid == os.getpid():
                 return other
         return None

@@ -85,7 +85,7 @@ class Endpoint(Transfer):
             done = native.finish(self.handle)
             if done >= 0:
                 self.free_after, self.ask_after = done == 1, done == 2
-                endpoints.discard(self)
+                endpoints.pop(self.handle, None)
                 return
         self.serve()
         if not self.shut and not self.unread() and not self.held_by_others():
@@ -104,7 +104,7 @@ class Endpoint(Transfer):
                 native.ring_bell(self.rx + _D.stalled, 1, 0)
                 self._done()
         self.ask_after = not self.free_after and bool(native.silent(self.handle, last))
-        endpoints.discard(self)
+        endpoints.pop(self.handle, None)
 
     def _take_no_more(self) -> None:
         # What still comes is the kernel's to answer.  A sender leaves the ring for that when all of it was read, bounds too.
@@ -180,7 +180,7 @@ class Endpoint(Transfer):
                 self._done()
         native.ring_bell(self.tx + _D.bell, FUTEX, RING)
         self._done_with()
-        endpoints.discard(self)
+        endpoints.pop(self.handle, None)
 
     # ---- somebody else with the descriptor
 
@@ -243,6 +243,7 @@ class Endpoint(Transfer):
 
     def __del__(self) -> None:
         if getattr(self, "handle", 0) and os is not None and os.getpid is not None:      # else the interpreter is at its end
+            endpoints.pop(self.handle, None)
             if self.open and self.pid == os.getpid():
                 self.unwatch()
                 if self.owner() is None:                      # nobody closed the socket, and its number may be another's

@@ -59,7 +59,7 @@ def find(sock: Any) -> Endpoint | None:
             fd = sock if isinstance(sock, int) else sock.fileno()
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        end = next((one for one in list(attachment.endpoints)
+        end = next((one for one in attachment.living()
                     if one.open and one.pid == os.getpid() and one.fd == fd), None)
     if end is not None:
         end.follow()

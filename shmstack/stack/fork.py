@@ -14,38 +14,41 @@ import operator
 import os
 from typing import NoReturn
 
+from shmstack import _native
 from shmstack.stack import attachment, names, parting
 
 _exit = os._exit
 
 
 def _before_fork() -> None:
-    for end in list(attachment.endpoints):
-        if end.open:
-            end.shared()
+    if attachment.endpoints:
+        for end in attachment.living():
+            if end.open and not _native.call.share(end.handle):
+                end.shared()
 
 
 def _after_fork_in_child() -> None:
-    names.after_fork_in_child(names.options().fork_netif in (1, 3))
-    for end in list(attachment.endpoints):
-        end.adopt_in_child()
-        os._exit = _say_and_exit
-    parting.after_fork_in_child()
+    # What isn't needed is not called: each function and object touched is a page that this process copies.
+    names.after_fork_in_child()
+    if attachment.endpoints:
+        for end in attachment.living():
+            end.adopt_in_child()
+            os._exit = _say_and_exit
+        parting.after_fork_in_child()
 
 
 def _say_and_exit(status: int) -> NoReturn:
     """os._exit"""
     operator.index(status)
     try:
-        for end in list(attachment.endpoints):
+        for end in attachment.living():
             end.leave()
     finally:
         _exit(status)
 
 
 def _after_fork_in_parent() -> None:
-    if names.options().fork_netif in (2, 3):
-        names.drop_unnamed()
+    names.after_fork_in_parent()
 
 
 def register() -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import os
 import select
 import threading
-import weakref
 from typing import Any
 
 from shmstack import _native
@@ -38,7 +37,6 @@ from shmstack.tcp.handle import HANDLE
 
 IN = select.EPOLLIN | select.EPOLLRDNORM
 _BELL, _HOME, _TIMEOUT = DIRECTION.at.bell, HANDLE.at.bell, HANDLE.at.timeout_ns
-_all: weakref.WeakSet[Members] = weakref.WeakSet()
 
 
 class Members:
@@ -66,7 +64,6 @@ class Members:
         self.one_shot = self._edges = False                   # any such entries, one-shot or edge-triggered
         self._turn = threading.RLock()
         watch.pollers.add(self)
-        _all.add(self)
 
     # ---- the set
 
@@ -278,7 +275,7 @@ class Members:
 
 
 def _after_fork_in_child() -> None:
-    for members in tuple(_all):
+    for members in tuple(watch.pollers):
         members._turn, members._orphan, members._owns, members._sleepers = threading.RLock(), True, False, 0
         members._dozes = False
         for fd, end in members._members.items():

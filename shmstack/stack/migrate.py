@@ -33,7 +33,7 @@ from shmstack import _native, errors
 from shmstack.shm.layout import COPY, DIRECTION, MOVED_LOCK, PAIR, TCB, Struct
 from shmstack.stack import directory, follow
 from shmstack.stack import stack as stacks
-from shmstack.stack.attachment import endpoints
+from shmstack.stack.attachment import living
 from shmstack.stack.endpoint import Endpoint
 from shmstack.stack.stack import Stack
 
@@ -113,7 +113,7 @@ def _move(end: Endpoint, target: Stack) -> None:
     follow.point(end, target, new, short)
     end.origin = end.origin if short else origin
     target.count("moves")
-    for other in list(endpoints):                             # the other end, duplicates: nobody else would wake them
+    for other in living():                                    # the other end, duplicates: nobody else would wake them
         if other.pair == pair and other.open and other.pid == os.getpid():
             other.follow()
     end.serve()

@@ -145,20 +145,26 @@ def leave_all() -> None:
     tidy()
 
 
-def after_fork_in_child(renew: bool) -> None:
-    """Take slots of our own in the inherited stacks; new sockets go to new stacks if `renew` (EF_FORK_NETIF)."""
+def after_fork_in_child() -> None:
+    """Take slots of our own in the inherited stacks."""
     global _turn
     _turn = threading.RLock()
     lifeline.forget()
     spares.after_fork_in_child()
-    for stack in list(stacks._attached.values()):
+    for stack in stacks.inherited():
         stack.after_fork()
-    if renew:
-        drop_unnamed()
+    if _mine and options().fork_netif in (1, 3):
+        _drop_unnamed()
 
 
-def drop_unnamed() -> None:
-    """Let the next sockets have a new unnamed stack; the present one lives as long as its connections and listeners."""
+def after_fork_in_parent() -> None:
+    """Have new sockets in a new stack if EF_FORK_NETIF says so."""
+    if _mine and options().fork_netif in (2, 3):
+        _drop_unnamed()
+
+
+def _drop_unnamed() -> None:
+    # The present one lives as long as its connections and listeners.
     for key in [key for key in _mine if not key[1]]:
         del _mine[key]
 

@@ -78,4 +78,5 @@ def after_fork_in_child() -> None:
     global _turn
     _turn = threading.RLock()
     for those in _lent, _made, _met:
-        those.clear()
+        if those:
+            those.clear()

@@ -284,6 +284,11 @@ def attached() -> list[Any]:
     return [stack for stack in list(_attached.values()) if stack.pid == os.getpid()]
 
 
+def inherited() -> list[Any]:
+    """Return, in a forked child, the stacks that its parent used."""
+    return [stack for known in _attached.valuerefs() if (stack := known()) is not None]
+
+
 @atexit.register
 def leave_all() -> None:
     """Leave every stack; the process is about to end."""

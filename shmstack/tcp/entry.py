@@ -66,7 +66,8 @@ for _kernel in (
         ready.ring_ready, ready.set_asleep, wait.watch,
         ready.look, ready.listen_to, ready.expect_kernel, ready.spin_look,
         life.take_pair, life.release_pair, life.point, life.enter, life.withdraw, life.unpost, life.silent, life.finish,
-        life.ended, life.in_use, offer.limited, offer.spin_accept, offer.offer, offer.established, offer.claim):
+        life.ended, life.share, life.in_use, life.take_slot,
+        offer.limited, offer.spin_accept, offer.offer, offer.established, offer.claim):
     integers(_kernel)
 
 

@@ -154,6 +154,18 @@ def enter(facts, index, side, fd, spin_ns, adapts):
 
 
 @kernel
+def share(h):
+    """Before a fork: count one more holder of this end; return 0 if that must wait, as the pair may be moving."""
+    lock, tcb = load(h + _H.tx) + _D.tx_lock, load(h + _H.pair) + PAIR_TCB + load(h + _H.side) * _TCB
+    if not take(lock, load(h + _H.me)):
+        return 0
+    fetch_add(tcb + _T.holders, 1)
+    fetch_add(tcb + _T.arrived, 1)
+    unlock(lock)
+    return 1
+
+
+@kernel
 def in_use(fd, slots, test):
     """Return 1 if another process holds a slot of the object, by F_GETLK or F_OFD_GETLK, see `shm.objects`."""
     request = scratch()
@@ -163,6 +175,20 @@ def in_use(fd, slots, test):
     store(request + 24, 0)
     _fcntl(fd, test, request)
     return 1 if load(request) & 0xFFFF != F_UNLCK else 0
+
+
+@kernel
+def take_slot(fd, slots, command):
+    """Lock the first free slot of the object, by F_SETLK or F_OFD_SETLK; return its number, -1 if all are taken."""
+    request = scratch()
+    for slot in range(slots):
+        store(request, F_WRLCK)
+        store(request + 8, LOCKS + slot)
+        store(request + 16, 1)
+        store(request + 24, 0)
+        if _fcntl(fd, command, request) == 0:
+            return slot
+    return -1
 
 
 # ---- the end -------------------------------------------------------------------------------------------------

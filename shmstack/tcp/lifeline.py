@@ -67,6 +67,8 @@ def packed(host: str) -> tuple[int, bytes]:
 
 
 _local = threading.local()
+_forgotten: list[Any] = []
+_detach = socket.SocketType.detach
 
 
 class _Link(standard):
@@ -99,7 +101,8 @@ def link(namespace: int) -> int:
 def forget() -> None:
     """Drop the netlink sockets (a child must not share its parent's)."""
     for made in _local.__dict__.pop("sockets", {}).values():
-        made.close()
+        os.close(_detach(made))
+        _forgotten.append(made)                               # to end it would take longer than all else here
 
 
 def holder(family: int, source: tuple[str, int], to: tuple[str, int], namespace: int, sure: bool = False) -> Holder | None:

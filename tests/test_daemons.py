@@ -13,7 +13,7 @@ import pytest
 
 # Both ends of each connection are in one process, so one parameter gives all of it up.
 PROGRAM = """
-import contextlib, encodings.idna, gc, os, stat, sys, threading
+import _socket, contextlib, encodings.idna, gc, os, stat, sys, threading
 import shmstack.socket as socket
 from shmstack.shm import objects
 from shmstack.stack import stack as stacks
@@ -64,14 +64,25 @@ def files():
 def modules():
     sys.meta_path[:] = [Nothing()]
 
+def family(number):
+    sock = _socket.socket(fileno=number)
+    try:
+        return sock.family
+    finally:
+        sock.detach()
+
 def descriptors():
-    global log
+    global log, theirs, mine
+    log, (theirs, mine) = os.open(sys.argv[3], os.O_RDWR | os.O_CREAT), socket.socketpair()
+    links = 0
     for number in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):
             if number > 2 and not stat.S_ISSOCK(os.fstat(number).st_mode):
-                os.close(number)
-    log = kept._endpoint.stack.segment.fd
-    os.dup2(os.open(sys.argv[3], os.O_RDWR | os.O_CREAT), log)
+                os.dup2(log, number)
+            elif number > 2 and family(number) == socket.AF_NETLINK:
+                links += 1
+                os.dup2(theirs.fileno(), number)
+    assert links and os.path.samefile(log, kept._endpoint.stack.segment.fd)
     os.write(log, b"one")
     with open(os.path.join(objects.DIRECTORY, objects.PREFIX + kept._endpoint.stack.name), "rb") as anew:
         assert objects.in_use(anew.fileno())
@@ -109,6 +120,8 @@ if sys.argv[1] == "descriptors":
         stack.leave()
     os.write(log, b" two")
     assert os.pread(log, 99, 0) == b"one two"
+    theirs.send(b"nothing else")
+    assert mine.recv(99) == b"nothing else"
 print(*[int(sock._endpoint is not None) for sock in socks], flush=True)
 os._exit(0)
 """

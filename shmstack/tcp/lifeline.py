@@ -15,6 +15,8 @@ import struct
 import threading
 from typing import Any, NamedTuple
 
+from shmstack.shm.access import aside
+
 SO_COOKIE, SO_NETNS_COOKIE = 57, 71
 LIMITS = (20, 21, 66, 67)              # SO_RCVTIMEO, SO_SNDTIMEO, and the same with 64-bit times on any machine
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, _NLMSG_ERROR = 4, 20, 1, 2
@@ -67,29 +69,49 @@ def packed(host: str) -> tuple[int, bytes]:
 
 
 _local = threading.local()
-_forgotten: list[Any] = []
-_detach = socket.SocketType.detach
 
 
-class _Link(standard):
-    """A netlink socket, closed with the thread that has it."""
+class _Link:
+    """A netlink socket, closed with the thread that has it.
+
+    A program may close descriptors that it doesn't know, and get the number again for a file of its own: then `sock`
+    is None.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._inode = self._number()
+
+    def _number(self, fstat: Any = os.fstat) -> tuple[int, int] | None:     # os is None at the end
+        try:
+            status = fstat(self._sock.fileno())
+        except OSError:
+            return None
+        return status.st_ino, status.st_dev
+
+    @property
+    def sock(self) -> socket.socket | None:
+        return self._sock if self._number() == self._inode else None
 
     def __del__(self) -> None:
-        self.close()
+        if self.sock is None:
+            self._sock.detach()
+        self._sock.close()
 
 
 def _diag(namespace: int) -> Any:
     # One netlink socket a thread and namespace: requests and answers can't cross.
-    sockets = _local.__dict__.setdefault("sockets", {})
-    made = sockets.get(namespace)
-    if made is None:
-        made = _Link(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+    links = _local.__dict__.setdefault("links", {})
+    sock = links[namespace].sock if namespace in links else None
+    if sock is None:
+        kind = socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG
+        made = standard(*kind, fileno=aside(standard(*kind).detach()))
         if netns(made) != namespace:
             made.close()
             return None
         made.settimeout(1.0)
-        sockets[namespace] = made
-    return made
+        links[namespace] = _Link(made)
+    return links[namespace].sock
 
 
 def link(namespace: int) -> int:
@@ -100,9 +122,7 @@ def link(namespace: int) -> int:
 
 def forget() -> None:
     """Drop the netlink sockets (a child must not share its parent's)."""
-    for made in _local.__dict__.pop("sockets", {}).values():
-        os.close(_detach(made))
-        _forgotten.append(made)                               # to end it would take longer than all else here
+    _local.__dict__.pop("links", {}).clear()
 
 
 def holder(family: int, source: tuple[str, int], to: tuple[str, int], namespace: int, sure: bool = False) -> Holder | None:

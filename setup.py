@@ -8,9 +8,11 @@ from pathlib import Path
 from setuptools import Distribution, find_packages, setup
 from setuptools.command.build_py import build_py
 
-PERF = ["rich", "hdrhistogram", "psutil", "matplotlib"]
+# Peers to compare with, where they have wheels: elsewhere they would want a compiler, and `shmstack perf` does without.
+PEERS = ["pyzmq", "iceoryx2; platform_machine == 'x86_64'", "membridge; platform_machine == 'x86_64'",
+         "faster-fifo; platform_machine == 'x86_64' and python_version < '3.14'"]
+PERF = ["rich", "hdrhistogram", "psutil", "matplotlib", *PEERS]
 TOOLS = ["rich", "psutil"]
-PEERS = ["pyzmq", "iceoryx2", "faster-fifo", "membridge"]
 PROGRAMS = ["aiohttp", "httpx", "uvicorn", "gunicorn", "requests", "cheroot", "urllib3", "waitress", "websockets", "trio",
             "rpyc", "distributed", "execnet", "redis", "uvloop", "gevent", "eventlet"]
 TEST = ["pytest>=8.4", "pytest-xdist", "hypothesis", "ruff", "mypy", *PERF]
@@ -59,7 +61,7 @@ setup(
     # _site is no package: its one file is found through PYTHONPATH under the name sitecustomize.
     package_data={"shmstack": ["py.typed", "profiles/*.opf", "_site/sitecustomize.py"]},
     install_requires=["numba", "numpy", "posix-ipc", "filelock"],
-    extras_require={"test": TEST, "perf": PERF, "tools": TOOLS, "programs": PROGRAMS, "peers": PEERS},
+    extras_require={"test": TEST, "perf": PERF, "tools": TOOLS, "programs": PROGRAMS},
     entry_points={"console_scripts": ["shmstack = shmstack.cli:main"],
                   "pytest11": ["shmstack.pytest_plugin = shmstack.pytest_plugin"]},
     classifiers=[

@@ -1,10 +1,10 @@
-"""Other ways for Python processes to talk, where they are installed (`pip install shmstack[peers]`).
+"""Other ways for Python processes to talk, where they are installed (`pip install shmstack[perf]`).
 
     zmq-ipc      pyzmq, a PAIR of sockets over ipc://: blocks
     iceoryx2     publish and subscribe on slices of bytes, one service each way: polls
     faster-fifo  two queues, shared with a forked child as its documents ask for: blocks
     membridge    one single-producer ring each way: polls
-    sockperf     C on kernel TCP: what the kernel takes without Python in the way
+    sockperf     Debian's package, C on kernel TCP: what the kernel takes without Python in the way
 
 Each is used as its own documents show, at its defaults.
 """

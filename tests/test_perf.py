@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from perf import cli, latency, machine, report, rows, targets
 from perf.harness import Crew, Pair, WorkerFailed
 from perf.rows import Options, Row
-from perf.transports import CATALOGUE, Transport
+from perf.transports import CATALOGUE, PEERS, Transport
 
 TINY = Options(rounds=1, slice_s=0.02, count=20)
 
@@ -41,6 +41,18 @@ def test_transport_carries_every_size(name: str, size: int) -> None:
         assert not pair.missing
     samples = rows.unpack(answer["samples"])
     assert len(samples) == 3 and min(samples) > 0 and answer["cpu_ns"] >= 0
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("size", [64, 4096])
+def test_installed_peer_carries_messages(name: str, size: int) -> None:
+    if reason := CATALOGUE[name].missing():
+        pytest.skip(reason)
+    with Crew(TINY) as crew:
+        pair = Pair(CATALOGUE[name]).open(crew, "perf.pingpong")
+        answer = pair.turn(case="closed", size=size, count=3)
+        assert not pair.missing
+    assert min(rows.unpack(answer["samples"])) > 0
 
 
 @pytest.mark.parametrize("case", ["open", "asleep"])

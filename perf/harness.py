@@ -11,6 +11,7 @@ Every wait has a bound, and only processes that this module started are ended, b
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -28,6 +29,8 @@ from perf.rows import Options, Say
 from perf.transports import CATALOGUE, Transport
 
 ROOT = Path(__file__).resolve().parent.parent
+# What a worker runs: perf/ is found behind everything else, for the tree has a shmstack too.
+WORKER = f"import sys; sys.path.append({str(ROOT)!r}); from perf.worker import main; sys.exit(main(sys.argv[1:]))"
 MOST = 100_000  # messages a turn, where nothing else is said
 TURN_S = 20.0  # a turn that should take a quarter of a second
 START_S = 90.0  # a worker's first answer; numba may compile the kernels of an empty cache
@@ -37,19 +40,30 @@ class WorkerFailed(RuntimeError):
     """A worker said why it can't go on, ended, or kept silent for too long."""
 
 
+def python(code: str, *args: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of a Python that imports the shmstack that this process imports.
+
+    That is the installed one for the installed command, and the tree's for `python -m perf` there.
+    """
+    found = importlib.util.find_spec("shmstack")
+    ours = found is not None and Path(str(found.origin)).resolve().parent.parent == ROOT
+    path = os.pathsep.join(filter(None, (str(ROOT) if ours else "", os.environ.get("PYTHONPATH", ""))))
+    return [sys.executable, "-P", "-c", code, *args], {**os.environ, "PYTHONPATH": path}
+
+
 class Worker:
     """A child process in one role; see `perf.worker` for its side of the conversation."""
 
     def __init__(self, role: str, cfg: dict[str, Any], env: dict[str, str]) -> None:
         module, _, function = role.partition(":")
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - close() does
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+        command, around = python(WORKER, module, function)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "perf.worker", module, function],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env={**os.environ, "PYTHONPATH": path, **env},
+            env={**around, **env},
         )
         self._pending = b""
         self.role = role

@@ -11,12 +11,10 @@ first import after installation, which may build kernels, is not counted.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 
-from perf.harness import ROOT, START_S, Crew, WorkerFailed
+from perf.harness import START_S, Crew, WorkerFailed, python
 from perf.latency import median
 from perf.rows import Options, Row, Say
 from perf.transports import CATALOGUE
@@ -40,15 +38,15 @@ sock.close()
 
 def fresh(code: str) -> tuple[str, int]:
     """Run `code` in a new interpreter; return what it printed and the ns it took."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    command, env = python(code)
     began = time.perf_counter_ns()
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        command,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "PYTHONPATH": path},
+        env=env,
     )
     took = time.perf_counter_ns() - began
     if done.returncode:

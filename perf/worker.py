@@ -3,7 +3,7 @@
     harness ---- stdin: one JSON object a line: first the configuration, then orders ----> worker
     harness <--- stdout: one JSON object a line: "ready", then one answer for each order ---- worker
 
-`python -m perf.worker perf.pingpong server` imports the module and calls `server(link, cfg)`.
+`main(["perf.pingpong", "server"])` imports the module and calls `server(link, cfg)`.
 Whatever a role raises is told as {"error": ...}: the harness turns it into a row that says why
 there is no figure.  A worker that nobody wants any more sees the end of its stdin; one that hangs
 in a call is ended by SIGALRM after its `life`, even if the harness was killed.
@@ -70,7 +70,3 @@ def main(argv: list[str]) -> int:
         link.say(error=f"{type(error).__name__}: {error}")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -94,4 +94,4 @@ def build(directory: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else _native.places()[0]))
+    print(build(Path(sys.argv[1] if len(sys.argv) > 1 else _native.places()[0])))

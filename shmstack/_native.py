@@ -12,12 +12,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from hashlib import blake2b
-from pathlib import Path
+from os.path import join
 from types import SimpleNamespace
 from typing import Any
 
-_PACKAGE = Path(__file__).resolve().parent
+from shmstack._digest import blake2b
+
+_PACKAGE = os.path.dirname(os.path.realpath(__file__))     # strings: pathlib is a tenth of the import
 _SYSTEM, _MACHINE = os.uname().sysname, os.uname().machine
 _SOURCES = ("_jit.py", "_build.py", "shm/layout.py", "ring/bell.py", "ring/doorbell.py", "ring/lock.py",
             "ring/stream.py", "ring/memory.py", "tcp/handle.py", "tcp/codes.py", "tcp/state.py", "tcp/lane.py",
@@ -40,23 +41,25 @@ def stem() -> str:
     """Return the library's file name without suffix."""
     digest = blake2b(digest_size=8)
     for name in _SOURCES:
-        digest.update((_PACKAGE / name).read_bytes())
+        with open(join(_PACKAGE, name), "rb") as source:
+            digest.update(source.read())
     return f"kernels-{digest.hexdigest()}-{sys.implementation.cache_tag}-{_MACHINE}"
 
 
-def places() -> list[Path]:
+def places() -> list[str]:
     """Return where the library may be, the place to make it in first."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shmstack"
-    package = _PACKAGE / "_lib"
-    return [package, cache] if os.access(_PACKAGE, os.W_OK) else [cache, package]
+    cache = join(os.environ.get("XDG_CACHE_HOME") or join(os.path.expanduser("~"), ".cache"), "shmstack")
+    package = join(_PACKAGE, "_lib")
+    found = [package, cache] if os.access(_PACKAGE, os.W_OK) else [cache, package]
+    return [place for place in found if os.path.isabs(place)]      # nobody has a home directory in some containers
 
 
-def find() -> Path | None:
+def find() -> str | None:
     """Return the library's path if it was made."""
     name = stem()
     for place in places():
         for suffix in (".so", ".o"):
-            path = place / (name + suffix)
+            path = join(place, name + suffix)
             try:
                 if _trusted(path):
                     return path
@@ -65,24 +68,24 @@ def find() -> Path | None:
     return None
 
 
-def _trusted(path: Path) -> bool:
+def _trusted(path: str) -> bool:
     # Code is only loaded if it is ours, root's or the package owner's, and nobody else can write it.
-    status = path.stat()
-    return status.st_uid in (os.geteuid(), 0, _PACKAGE.stat().st_uid) and not status.st_mode & 0o022
+    status = os.stat(path)
+    return status.st_uid in (os.geteuid(), 0, os.stat(_PACKAGE).st_uid) and not status.st_mode & 0o022
 
 
-def _make() -> Path:
+def _make() -> str:
     place = places()[0]
-    place.mkdir(parents=True, exist_ok=True)
+    os.makedirs(place, exist_ok=True)
     import subprocess                 # here, as in most processes nothing is to be made
 
     from filelock import FileLock
-    with FileLock(place / ".lock"):
+    with FileLock(join(place, ".lock")):
         path = find()
         if path is None:
             env = {name: value for name, value in os.environ.items() if name not in ("SHMSTACK_RUN", "PYTHONHOME")}
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE.parent), env.get("PYTHONPATH")]))
-            done = subprocess.run([sys.executable, "-P", "-m", "shmstack._build", str(place)], env=env, text=True,
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(_PACKAGE), env.get("PYTHONPATH")]))
+            done = subprocess.run([sys.executable, "-P", "-m", "shmstack._build", place], env=env, text=True,
                                   stdin=subprocess.DEVNULL, capture_output=True, check=False)
             path = find()
             if done.returncode or path is None:
@@ -90,16 +93,16 @@ def _make() -> Path:
     return path
 
 
-def _open(path: Path) -> Any:
-    if path.suffix == ".so":
-        library = ctypes.CDLL(str(path))
+def _open(path: str) -> Any:
+    if path.endswith(".so"):
+        library = ctypes.CDLL(path)
         return lambda name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value
     from llvmlite import binding
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine()
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    engine.add_object_file(binding.ObjectFileRef.from_path(str(path)))
+    engine.add_object_file(binding.ObjectFileRef.from_path(path))
     engine.finalize_object()
     _kept.append(engine)
 

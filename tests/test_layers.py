@@ -20,7 +20,7 @@ ROWS = [
     [{"tcp"}, {"nic"}],
     [{"ring"}],
     [{"shm"}],
-    [{"_jit", "_native", "_clock", "errors", "options", "_option"}],
+    [{"_jit", "_native", "_digest", "errors", "options", "_option"}],
 ]
 
 

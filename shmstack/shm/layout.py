@@ -30,8 +30,9 @@ only numbers of slots.  No number that is read from here is believed: see `tcp.h
 from __future__ import annotations
 
 from collections import namedtuple
-from hashlib import blake2b
 from typing import Any, Mapping
+
+from shmstack._digest import blake2b
 
 VERSION = 1
 MAGIC = 0x6B6361_74736D6873          # "shmstack"

@@ -11,10 +11,10 @@ import os
 import threading
 import time
 import weakref
-from hashlib import blake2b
 from typing import Any, Iterator
 
 from shmstack import _native, errors
+from shmstack._digest import blake2b
 from shmstack.options import Options
 from shmstack.shm import objects
 from shmstack.shm.layout import (
